@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+# shellcheck shell=sh
+# For quickstart.sh and tests/run.sh, which source it: find out what is missing, by use and not by
+# package, and install that with apt-get. Names are Debian's.
+missing=
+
+need() { # package, command that succeeds if it is there
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+
+has_header() {
+    printf '#include <%s>\n' "$1" | cc -E -
+}
+
+need_to_build() {
+    need gcc command -v cc
+    need libc6-dev has_header stdlib.h
+    need make command -v make
+    need autoconf command -v autoconf
+    need automake command -v automake
+    need libtool command -v libtoolize
+    need pkg-config command -v pkg-config
+    need libmimalloc-dev has_header mimalloc.h
+    need libpcre2-dev pkg-config --exists libpcre2-8
+    need libopenblas-dev pkg-config --exists openblas
+}
+
+need_to_fetch() {
+    need ca-certificates test -f /etc/ssl/certs/ca-certificates.crt
+    need python3-pip python3 -m pip --version
+}
+
+need_to_test() {
+    need check pkg-config --exists check
+    need mandoc command -v mandoc
+    need g++ command -v g++
+    need valgrind command -v valgrind
+    need libc6-dbg test -d /usr/lib/debug/.build-id
+}
+
+# Install what is missing, or say what that is and go on: the build says what it cannot do without.
+install_missing() { # log file
+    test -n "$missing" || return 0
+    as=
+    if ! command -v apt-get >/dev/null; then
+        echo "missing (names of Debian packages):$missing"
+        return 0
+    elif test "$(id -u)" != 0; then
+        if ! command -v sudo >/dev/null; then
+            echo "missing; as root do: apt-get install$missing"
+            return 0
+        fi
+        as=sudo
+    fi
+    echo "installing:$missing"
+    # The list is to be split into words.
+    # shellcheck disable=SC2086
+    if $as apt-get -q update >"$1" 2>&1 &&
+        $as env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends \
+            install $missing >>"$1" 2>&1; then
+        return 0
+    fi
+    tail -n 5 "$1"
+    echo "apt-get failed (log: $1); missing:$missing"
+}
