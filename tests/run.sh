@@ -1,0 +1,212 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Everything that CI runs:
+#
+#     sh tests/run.sh [stage...]
+#
+#   plain      build with -Werror, make check
+#   asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
+#   tsan       the same under ThreadSanitizer, with a tenth of the random tests
+#   valgrind   the unit tests under memcheck (make check-valgrind)
+#   install    make install: pages, pkg-config, the first program of README.md
+#   nocuda     a build without CUDA has no trace of it
+#   distcheck  make distcheck
+#
+# A line a stage, and one last line: N passed, N failed, N skipped. The exit status is 0 when none
+# failed. Builds in build/test/ ($DEFT_BUILD/test), where each stage leaves its log.
+set -eu
+cd "$(dirname "$0")/.."
+top=$(pwd)
+base=${DEFT_BUILD:-$top/build}/test
+jobs=$(nproc 2>/dev/null || echo 2)
+stages=${*:-plain asan tsan valgrind install nocuda distcheck}
+passed=0
+failed=0
+skipped=0
+
+mkdir -p "$base"
+
+# A build or a check that hangs is a failure.
+limited() {
+    if command -v timeout >/dev/null; then
+        timeout -k 20 "${DEFT_TEST_TIMEOUT:-1500}" "$@"
+    else
+        "$@"
+    fi
+}
+
+make_in() { # directory, arguments of make
+    dir=$1
+    shift
+    limited make -C "$dir" -j"$jobs" "$@"
+}
+
+configure_in() { # directory, arguments of configure
+    dir=$1
+    shift
+    mkdir -p "$dir"
+    test -f "$dir/Makefile" || (cd "$dir" && "$top/configure" "$@")
+}
+
+plain() {
+    configure_in "$base/plain" --enable-werror --with-cuda=no --prefix="$base/plain/stage" &&
+        make_in "$base/plain"
+}
+
+stage_plain() {
+    plain && make_in "$base/plain" check VERBOSE=1
+}
+
+# The sanitizers know malloc, not mimalloc.
+stage_asan() {
+    flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+    configure_in "$base/asan" --without-mimalloc --enable-debug=2 --with-cuda=no --disable-shared \
+        CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" &&
+        make_in "$base/asan" &&
+        make_in "$base/asan" check VERBOSE=1
+}
+
+stage_tsan() {
+    # gcc's ThreadSanitizer does not know the address layouts of newer kernels.
+    fixed=
+    if setarch "$(uname -m)" -R true 2>/dev/null; then
+        fixed="setarch $(uname -m) -R"
+    fi
+    configure_in "$base/tsan" --without-mimalloc --with-cuda=no --disable-shared \
+        CFLAGS="-O1 -g -fsanitize=thread" LDFLAGS="-fsanitize=thread" &&
+        make_in "$base/tsan" || return 1
+    # The BLAS is not instrumented: its own threads would look like races.
+    # shellcheck disable=SC2086
+    DEFT_TEST_SCALE=${DEFT_TEST_SCALE:-0.1} OPENBLAS_NUM_THREADS=1 limited $fixed \
+        make -C "$base/tsan" -j"$jobs" check VERBOSE=1
+}
+
+stage_valgrind() {
+    if ! command -v valgrind >/dev/null; then
+        echo "# SKIP:  1"
+        return 0
+    fi
+    plain && make_in "$base/plain" check-valgrind VERBOSE=1
+}
+
+fenced() { # which block of README.md, its language
+    awk -v want="$1" -v start='```'"$2" '
+        on && /^```$/ { exit }
+        on
+        $0 == start && ++n == want { on = 1 }' README.md
+}
+
+# The program that README.md shows, against what was installed, and what it prints.
+first_program() { # directory of the installation
+    fenced 1 c >"$1/first.c"
+    fenced 1 text >"$1/first.want"
+    PKG_CONFIG_PATH=$1/lib/pkgconfig
+    export PKG_CONFIG_PATH
+    # What pkg-config says is to be split into words.
+    # shellcheck disable=SC2046
+    test "$(pkg-config --modversion deft)" = "$(sed -n 's/^version=//p' VERSION)" &&
+        cc -Wall -Werror -o "$1/first" "$1/first.c" $(pkg-config --cflags --libs deft) &&
+        LD_LIBRARY_PATH=$1/lib "$1/first" >"$1/first.out" &&
+        diff "$1/first.want" "$1/first.out" &&
+        cc -Wall -Werror -o "$1/first-static" "$1/first.c" $(pkg-config --cflags deft) \
+            "$1/lib/libdeft.a" $(pkg-config --static --libs deft | sed 's/-ldeft//') &&
+        "$1/first-static" >"$1/first-static.out" &&
+        diff "$1/first.want" "$1/first-static.out"
+}
+
+stage_install() {
+    plain && make_in "$base/plain" install || return 1
+    pages=$base/plain/stage/share/man
+    while read -r name; do
+        test -f "$pages/man3/$name.3" || { echo "$name.3 is not installed"; return 1; }
+    done <tests/symbols.txt
+    test -f "$pages/man7/deft.7" || { echo "deft.7 is not installed"; return 1; }
+    (first_program "$base/plain/stage")
+}
+
+stage_nocuda() {
+    plain || return 1
+    lib=$base/plain/.libs/libdeft.so
+    readelf -d "$lib" || return 1
+    if readelf -d "$lib" | grep -iE 'cuda|nvidia|nvrtc|cublas'; then
+        echo "libdeft.so depends on CUDA"
+        return 1
+    fi
+}
+
+stage_distcheck() {
+    plain && make_in "$base/plain" distcheck VERBOSE=1
+}
+
+# What the summaries of automake in a log add up to.
+count() { # log, words
+    log=$1
+    shift
+    total=0
+    for word in "$@"; do
+        total=$((total + $(sed -n "s/^# $word: *\\([0-9]*\\)\$/\\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }')))
+    done
+    echo "$total"
+}
+
+run_stage() {
+    log=$base/$1.log
+    begin=$(date +%s)
+    status=0
+    "stage_$1" >"$log" 2>&1 || status=$?
+    seconds=$(($(date +%s) - begin))
+    p=$(count "$log" PASS XFAIL)
+    f=$(count "$log" FAIL XPASS ERROR)
+    s=$(count "$log" SKIP)
+    case $1 in # one more for the stage itself, where it is more than its tests
+    plain | asan | tsan) test "$status" = 0 || test "$f" != 0 || f=1 ;;
+    *) if test "$status" != 0; then f=$((f + 1)); elif test "$s" = 0 || test "$p" != 0; then p=$((p + 1)); fi ;;
+    esac
+    printf '%-10s %4d s  %d passed, %d failed, %d skipped%s\n' "$1" "$seconds" "$p" "$f" "$s" "$note"
+    if test "$status" != 0 || test "$f" != 0; then
+        echo "---- the end of $log"
+        tail -n 60 "$log"
+        echo "----"
+    fi
+    passed=$((passed + p))
+    failed=$((failed + f))
+    skipped=$((skipped + s))
+}
+
+# shellcheck source=examples/packages.sh
+. examples/packages.sh
+need_to_build
+need_to_fetch
+need_to_test
+install_missing "$base/packages.log"
+test -z "$missing" || rm -f "$base"/*/Makefile # configured without them
+
+note=
+if test -z "${DEFT_TEST_MODEL:-}"; then
+    DEFT_TEST_MODEL=$(sh examples/get_model.sh 2>"$base/model.log") || DEFT_TEST_MODEL=
+fi
+if test -n "$DEFT_TEST_MODEL"; then
+    export DEFT_TEST_MODEL
+else
+    unset DEFT_TEST_MODEL
+    note=" (no model: its tests are skipped)"
+fi
+
+if ! test -f configure || ! test -f Makefile.in; then
+    autoreconf -fi >"$base/autoreconf.log" 2>&1 || {
+        tail -n 20 "$base/autoreconf.log"
+        echo "0 passed, 1 failed, 0 skipped"
+        exit 1
+    }
+fi
+for stage in $stages; do
+    case $stage in
+    plain | asan | tsan | valgrind | install | nocuda | distcheck) run_stage "$stage" ;;
+    *)
+        echo "run.sh: no stage $stage"
+        failed=$((failed + 1))
+        ;;
+    esac
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+test "$failed" = 0
