@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+/** @file deft/params.h  The context: geometry, pool, device, threads. */
+#ifndef DEFT_PARAMS_H
+#define DEFT_PARAMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "export.h"
+#include "status.h"
+
+DEFT_BEGIN_DECLS
+
+/** One device, one KV pool, one thread pool or stream; holds many trees. */
+typedef struct deft_ctx deft_ctx_t;
+
+/** Element type of stored K and V, and of q, k, v, o. */
+typedef enum deft_dtype {
+    DEFT_DTYPE_DEFAULT = 0, /**< kv_type: F16. act_type: F32. */
+    DEFT_F32 = 1,
+    DEFT_F16 = 2,
+    DEFT_BF16 = 3
+} deft_dtype_t;
+
+/** Where the KV lives and attention runs. */
+typedef enum deft_device {
+    DEFT_DEVICE_AUTO = 0, /**< the best that this build and machine have */
+    DEFT_DEVICE_CPU = 1,  /**< the best instructions of this processor, chosen at run time */
+    DEFT_DEVICE_REF = 2,  /**< scalar C, accumulates in double; slow, for checking */
+    DEFT_DEVICE_CUDA = 3  /**< DEFT_ERR_NODEVICE where there is none */
+} deft_device_t;
+
+/** How a step's KV and rows are cut into groups (DeFT, arXiv 2404.00242, section 3).
+ *  All give the same result within rounding. */
+typedef enum deft_split {
+    DEFT_SPLIT_AUTO = 0,       /**< a cost model chooses tiles of rows and cuts of KV */
+    DEFT_SPLIT_NODE = 1,       /**< one group a node */
+    DEFT_SPLIT_NODE_CHUNK = 2, /**< one group a node, long nodes cut at chunk_tokens */
+    DEFT_SPLIT_FLATTEN = 3,    /**< the tree's KV in depth-first order, cut into even chunks */
+    DEFT_SPLIT_SEQUENCE = 4    /**< each row reads its own path (flash-decoding): the baseline */
+} deft_split_t;
+
+/** Instruction set of the CPU backend, for deft_config_t.isa; each includes those before it. */
+typedef enum deft_isa {
+    DEFT_ISA_BEST = 0,        /**< the best of this processor, or DEFT_ISA in the environment */
+    DEFT_ISA_SCALAR = 1,      /**< portable C: what DEFT_DEVICE_REF runs */
+    DEFT_ISA_AVX2 = 2,        /**< AVX2, FMA, F16C */
+    DEFT_ISA_AVX512 = 3,      /**< AVX-512 F, BW, DQ, VL */
+    DEFT_ISA_AVX512_BF16 = 4, /**< bf16 KV through vdpbf16ps, other types as AVX512 */
+    DEFT_ISA_AMX_BF16 = 5     /**< bf16 KV through AMX tiles, other types as AVX512 */
+} deft_isa_t;
+
+/** Takes one line of text without a newline. Called only from the thread that called the library. */
+typedef void (*deft_log_fn)(void *arg, int level, const char *text);
+
+/** Host memory for everything but the stack. Any member NULL: mimalloc serves all of them.
+ *  alloc returns memory aligned to @p align (a power of two) or NULL; free takes what alloc gave
+ *  and the same size. Both may be called from any thread that calls the library. */
+typedef struct deft_allocator {
+    void *(*alloc)(void *arg, size_t size, size_t align, const char *name);
+    void (*free)(void *arg, void *ptr, size_t size);
+    void *arg;
+} deft_allocator_t;
+
+/** What a context is made from. Start from DEFT_CONFIG_INIT and set what differs:
+ *  0 means the default for every field that has one. */
+typedef struct deft_config {
+    size_t struct_size;      /**< sizeof(deft_config_t), set by DEFT_CONFIG_INIT */
+    uint64_t flags;          /**< none defined: 0 */
+    deft_device_t device;    /**< default: AUTO */
+    uint32_t n_layers;       /**< required, 1 to 65535 */
+    uint32_t n_q_heads;      /**< required, a multiple of n_kv_heads */
+    uint32_t n_kv_heads;     /**< required */
+    uint32_t head_dim;       /**< required: 64, 80, 96, 128 or 256 */
+    deft_dtype_t kv_type;    /**< type of K and V in the pool; default F16 */
+    deft_dtype_t act_type;   /**< type of q, k, v and o; default F32, the only one of the CPU */
+    size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers */
+    uint32_t n_threads;      /**< CPU: 1 is the caller alone; default: the processors we may run on */
+    deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST */
+    deft_split_t split;      /**< default: AUTO */
+    uint32_t chunk_tokens;   /**< NODE_CHUNK, FLATTEN: tokens a chunk; default 512 */
+    float scale;             /**< factor on q.k; default 1/sqrt(head_dim) */
+    float softcap;           /**< c > 0: scores become c*tanh(score/c); default none */
+    uint32_t window;         /**< w > 0: a row sees the last w tokens of its path, itself included */
+    const uint32_t *windows; /**< [n_layers], a window a layer (0: none) in place of `window`; copied */
+    const float *sinks;      /**< [n_q_heads], a logit a head that joins the softmax; copied */
+    deft_log_fn log;         /**< default: silent */
+    void *log_arg;
+    deft_allocator_t allocator; /**< default: mimalloc */
+} deft_config_t;
+
+#define DEFT_CONFIG_INIT                                                                        \
+    {                                                                                           \
+        sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,             \
+        DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL, NULL, \
+        NULL, NULL, { NULL, NULL, NULL }                                                        \
+    }
+
+/** What a context turned out to be, and how full it is. */
+typedef struct deft_info {
+    size_t struct_size;       /**< in: sizeof(deft_info_t) */
+    deft_device_t device;     /**< CPU, REF or CUDA */
+    deft_isa_t isa;           /**< of the CPU backend */
+    const char *backend;      /**< "ref", "avx2", ...; static */
+    uint32_t n_threads;
+    deft_dtype_t kv_type;
+    size_t token_bytes;       /**< bytes of one slot: K and V of all layers */
+    size_t pool_tokens;       /**< slots in all */
+    size_t live_tokens;       /**< slots that nodes own, a shared one counted once */
+    size_t reserved_tokens;   /**< slots set aside for growing nodes; given back before the pool is full */
+    size_t n_trees;
+    size_t n_nodes;
+} deft_info_t;
+
+/** Make a context. Allocates the pool and everything else that does not depend on the trees.
+ *  @param[in]  config  copied, with the arrays it points to.
+ *  @param[out] ctx_p   the context, owned by the caller (deft_ctx_destroy()); set only on success.
+ *  @return DEFT_OK; DEFT_ERR_INVAL (missing or absurd value, unknown flag, non-zero unknown tail);
+ *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM. On error the
+ *  log callback gets the reason and nothing stays behind.
+ *  Threads: any. Contexts are independent; one context serves one thread at a time.
+ *  Cost: O(pool), the arena is touched lazily. */
+DEFT_API deft_status_t deft_ctx_create(const deft_config_t *config, deft_ctx_t **ctx_p);
+
+/** Free a context, its trees and its open step. NULL is accepted. Cost: O(nodes / 1000). */
+DEFT_API void deft_ctx_destroy(deft_ctx_t *ctx);
+
+/** Fill @p info up to its struct_size.
+ *  @return DEFT_OK; DEFT_ERR_INVAL: @p info is untouched. Cost: O(1). */
+DEFT_API deft_status_t deft_ctx_info(const deft_ctx_t *ctx, deft_info_t *info);
+
+/** Set the split of the steps to come.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY: unchanged. Cost: the next plan is made afresh. */
+DEFT_API deft_status_t deft_ctx_set_split(deft_ctx_t *ctx, deft_split_t split);
+
+/** The reason of the last call on this context that failed: one line, never NULL, empty when none
+ *  has. Owned by the context, valid until its next failing call. */
+DEFT_API const char *deft_last_error(const deft_ctx_t *ctx);
+
+/** "MAJOR.MINOR.PATCH" of the library at run time. Threads: any. */
+DEFT_API const char *deft_version(void);
+
+DEFT_END_DECLS
+
+#endif

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+/** @file deft/tree.h  The tree: nodes own runs of tokens, a path from the root is a sequence.
+ *
+ *  Every call that changes a tree has the strong guarantee: on error the tree, the pool and the
+ *  outputs are as they were. While a step is open (deft/attention.h) all of them return
+ *  DEFT_ERR_BUSY. With DEFT_DEBUG_CHECK set in the environment, each ends in deft_tree_check().
+ *  Threads: one thread at a time a context; every call here is host-only and never waits. */
+#ifndef DEFT_TREE_H
+#define DEFT_TREE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "export.h"
+#include "params.h"
+#include "status.h"
+
+DEFT_BEGIN_DECLS
+
+/** A rooted tree of nodes. */
+typedef struct deft_tree deft_tree_t;
+
+/** A node's handle: a value, (generation << 32 | index), compared with ==. It stays valid until
+ *  its node is pruned; a stale or foreign handle is refused, never followed. */
+typedef uint64_t deft_node_t;
+
+/** No node: the parent of a root, the next sibling of a last child. */
+#define DEFT_NODE_NONE ((deft_node_t)0)
+
+/** Make a tree whose root is an empty node.
+ *  @param[out] tree_p  owned by the caller (deft_tree_destroy()) and at last by the context.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT. Cost: O(1). */
+DEFT_API deft_status_t deft_tree_create(deft_ctx_t *ctx, deft_tree_t **tree_p);
+
+/** Free a tree, its nodes, and the spans that no other tree shares. NULL is accepted. An open step
+ *  over the context is abandoned first. Cost: O(nodes). */
+DEFT_API void deft_tree_destroy(deft_tree_t *tree);
+
+/** The context of a tree. */
+DEFT_API deft_ctx_t *deft_tree_ctx(const deft_tree_t *tree);
+
+/** The root: it is never pruned and its handle never changes. */
+DEFT_API deft_node_t deft_tree_root(const deft_tree_t *tree);
+
+/** Create @p n empty children of @p node, after its present ones. No KV is copied.
+ *  @param[out] kids_p  [n] new handles, first to last.
+ *  @return DEFT_OK; DEFT_ERR_INVAL (n 0 or absurd); DEFT_ERR_STALE; DEFT_ERR_FOREIGN;
+ *  DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT. Cost: O(n). */
+DEFT_API deft_status_t deft_tree_fork(deft_tree_t *tree, deft_node_t node, size_t n,
+                                      deft_node_t *kids_p);
+
+/** Branch inside a node: @p node keeps its first @p offset tokens, its user pointer and its handle;
+ *  one new child, the tail, takes the other tokens and the old children; @p n new empty children
+ *  follow it. No KV is copied. With @p offset equal to the length there is nothing to take over:
+ *  deft_tree_fork() with *tail_p = DEFT_NODE_NONE.
+ *  @param[out] kids_p  [n] new handles; n may be 0, then it may be NULL.
+ *  @param[out] tail_p  the tail, or NULL if the caller does not want it.
+ *  @return as deft_tree_fork(); DEFT_ERR_INVAL also where offset is beyond the node's length.
+ *  Cost: O(n + runs of the node + its children). */
+DEFT_API deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t node, size_t offset,
+                                         size_t n, deft_node_t *kids_p, deft_node_t *tail_p);
+
+/** Give @p node room for @p n more tokens. Their KV is computed by the next step that names them.
+ *  @param[in] tokens  [n] ids for deft_tree_find() and printing, copied; NULL: no ids (-1).
+ *  @return DEFT_OK; DEFT_ERR_INVAL (n 0 or absurd); DEFT_ERR_STALE; DEFT_ERR_FOREIGN;
+ *  DEFT_ERR_STATE (the node has children); DEFT_ERR_BUSY; DEFT_ERR_NOSPACE; DEFT_ERR_NOMEM.
+ *  Cost: O(n), amortised; no allocation while the node grows in place. */
+DEFT_API deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t node, size_t n,
+                                        const int32_t *tokens);
+
+/** Remove @p node and all below it. A span goes back to the pool with its last owner. Never
+ *  allocates. @return DEFT_OK; DEFT_ERR_INVAL (the root); DEFT_ERR_STALE; DEFT_ERR_FOREIGN;
+ *  DEFT_ERR_BUSY. Cost: O(nodes removed and their runs). */
+DEFT_API deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t node);
+
+/** Cut @p node back to its first @p n tokens (a rejected draft). Never allocates, unless a span is
+ *  shared. @return DEFT_OK; DEFT_ERR_INVAL (n beyond the length); DEFT_ERR_STATE (the node has
+ *  children); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(runs removed). */
+DEFT_API deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t node, size_t n);
+
+#define DEFT_COMMIT_PATH UINT64_C(0)    /**< what is below the node goes too (an accepted draft) */
+#define DEFT_COMMIT_SUBTREE UINT64_C(1) /**< what is below the node stays (a move that was played) */
+
+/** Keep only the path to @p node: every branch off it is pruned. Handles on the path stay valid.
+ *  Never allocates. @return DEFT_OK; DEFT_ERR_INVAL (unknown flag); DEFT_ERR_STALE;
+ *  DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(path + nodes removed). */
+DEFT_API deft_status_t deft_tree_commit(deft_tree_t *tree, deft_node_t node, uint64_t flags);
+
+/** Merge single-child chains on the path to @p node into the node above them: a node with one
+ *  child takes over the child's tokens, children and user pointer, and the CHILD's handle goes
+ *  stale; *node_p is the node that now ends the path. Long speculative runs call it now and then
+ *  so that they do not collect thousands of tiny nodes. Results do not change.
+ *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM (unchanged).
+ *  Cost: O(path + runs moved). */
+DEFT_API deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t node, deft_node_t *node_p);
+
+/** Make a new tree whose root holds the path of @p node, shared by reference: the KV lives as long
+ *  as either tree needs it. The new root counts as computed as far as the path is.
+ *  @param[out] tree_p  the new tree, of the same context.
+ *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_STATE (a token of the path is not
+ *  computed); DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT. Cost: O(runs of the path). */
+DEFT_API deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t node, deft_tree_t **tree_p);
+
+/** Find the deepest node whose path agrees with @p tokens: it matches the first *matched_p of them,
+ *  the last of these at *offset_p tokens into the node (for deft_tree_fork_at()). Tokens without
+ *  ids match nothing. Nothing matches: the root and 0.
+ *  @param[out] node_p, offset_p, matched_p  each may be NULL.
+ *  @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(n + children met on the way). */
+DEFT_API deft_status_t deft_tree_find(const deft_tree_t *tree, const int32_t *tokens, size_t n,
+                                      deft_node_t *node_p, size_t *offset_p, size_t *matched_p);
+
+/** What a node is. */
+typedef struct deft_node_info {
+    size_t struct_size;       /**< in: sizeof(deft_node_info_t) */
+    deft_node_t parent;       /**< DEFT_NODE_NONE for the root */
+    deft_node_t first_child;  /**< in order of creation */
+    deft_node_t next_sibling;
+    size_t n_children;
+    size_t start;             /**< path position of the node's first token */
+    size_t len;               /**< its tokens; start + len is the length of its sequence */
+    size_t computed;          /**< its first tokens whose KV is there */
+    size_t n_runs;            /**< contiguous runs of slots that hold them */
+    void *user;
+} deft_node_info_t;
+
+/** Fill @p info up to its struct_size. @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STALE;
+ *  DEFT_ERR_FOREIGN: @p info is untouched. Cost: O(1). */
+DEFT_API deft_status_t deft_tree_node(const deft_tree_t *tree, deft_node_t node,
+                                      deft_node_info_t *info);
+
+/** Walking. DEFT_NODE_NONE where there is none, and for a stale or foreign handle. Cost: O(1). */
+DEFT_API deft_node_t deft_tree_parent(const deft_tree_t *tree, deft_node_t node);
+DEFT_API deft_node_t deft_tree_first_child(const deft_tree_t *tree, deft_node_t node);
+DEFT_API deft_node_t deft_tree_next_sibling(const deft_tree_t *tree, deft_node_t node);
+
+/** Depth-first cursor over the subtree of @p top: DEFT_NODE_NONE starts it, and ends it.
+ *  Parents come before children, children in order. Cost: O(1) amortised. */
+DEFT_API deft_node_t deft_tree_next(const deft_tree_t *tree, deft_node_t top, deft_node_t prev);
+
+/** Attach or read a pointer of the caller's; the library never follows it.
+ *  @return deft_tree_set_user(): DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN.
+ *  deft_tree_user(): the pointer, NULL by default and for a bad handle. Cost: O(1). */
+DEFT_API deft_status_t deft_tree_set_user(deft_tree_t *tree, deft_node_t node, void *user);
+DEFT_API void *deft_tree_user(const deft_tree_t *tree, deft_node_t node);
+
+/** Length of the sequence that ends with @p node, in tokens; 0 for a bad handle. Cost: O(1). */
+DEFT_API size_t deft_tree_path_len(const deft_tree_t *tree, deft_node_t node);
+
+/** Copy the token ids of the last @p n tokens of the path of @p node into @p ids, oldest first;
+ *  -1 where no id was given. @return DEFT_OK; DEFT_ERR_INVAL (n beyond the path); DEFT_ERR_STALE;
+ *  DEFT_ERR_FOREIGN. Cost: O(n + nodes met). */
+DEFT_API deft_status_t deft_tree_path_tokens(const deft_tree_t *tree, deft_node_t node, size_t n,
+                                             int32_t *ids);
+
+/** Size of a tree. */
+typedef struct deft_tree_stats {
+    size_t struct_size;       /**< in: sizeof(deft_tree_stats_t) */
+    size_t n_nodes;
+    size_t n_leaves;
+    size_t tokens;            /**< over nodes: each shared prefix counted once */
+    size_t path_tokens;       /**< over leaves: what a copy of the prefix a sequence would hold */
+    size_t shared_tokens;     /**< tokens whose slots another tree owns too */
+    size_t max_depth;         /**< in nodes, the root alone is 1 */
+    size_t max_path;          /**< longest sequence, in tokens */
+} deft_tree_stats_t;
+
+/** Measure a tree. @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(nodes + runs). */
+DEFT_API deft_status_t deft_tree_stats(const deft_tree_t *tree, deft_tree_stats_t *stats);
+
+/** Verify every invariant of the tree and of the context's pool (for tests and for bug reports).
+ *  @return DEFT_OK; DEFT_ERR_CORRUPT, with the reason in deft_last_error(); DEFT_ERR_NOMEM.
+ *  Cost: O(nodes of the context + pool). */
+DEFT_API deft_status_t deft_tree_check(const deft_tree_t *tree);
+
+/** Takes @p n bytes of text. Non-zero stops the printing. */
+typedef int (*deft_write_fn)(void *arg, const char *text, size_t n);
+
+/** Writes a node's label into @p buf (NUL-terminated, at most @p size bytes). */
+typedef void (*deft_label_fn)(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf,
+                              size_t size);
+
+typedef enum deft_picture {
+    DEFT_PICTURE_TEXT = 0, /**< one line a node, drawn with lines */
+    DEFT_PICTURE_DOT = 1   /**< Graphviz */
+} deft_picture_t;
+
+/** How to draw a tree. */
+typedef struct deft_print {
+    size_t struct_size;     /**< sizeof(deft_print_t) */
+    deft_picture_t picture;
+    deft_write_fn write;    /**< required */
+    void *arg;              /**< of write */
+    deft_label_fn label;    /**< NULL: tokens, path length, sharing and uncomputed rows alone */
+    void *label_arg;
+    size_t max_nodes;       /**< stop with a line that says how many are left; 0: all */
+    int ascii;              /**< lines as |, +, - instead of box characters (UTF-8) */
+} deft_print_t;
+
+/** Draw @p tree. Each node shows its tokens, where its path ends, how many rows wait to be computed
+ *  and how many owners its spans have. Does not allocate.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STATE (write stopped it). Cost: O(nodes * depth). */
+DEFT_API deft_status_t deft_tree_print(const deft_tree_t *tree, const deft_print_t *print);
+
+DEFT_END_DECLS
+
+#endif

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT */
+/* AVX-512 F, BW, DQ, VL: 24 accumulators of 16 floats, all KV types widened to f32. */
+#include "config.h"
+
+#include <immintrin.h>
+
+#define VL 16
+#define MAX_ROWS 12
+#define WIDE_ROWS 6
+#define VMAX(_a, _b) ((vf)_mm512_max_ps((__m512)(_a), (__m512)(_b)))
+#define HMAX(_v) _mm512_reduce_max_ps((__m512)(_v))
+#define LOAD_F16(_p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(_p))))
+#define STORE_FIRST(_p, _v, _n) \
+    _mm512_mask_storeu_ps(_p, (__mmask16)((1u << (_n)) - 1), (__m512)(_v))
+
+#include "attn_tile.h"
+
+const ideft_kernel_t ideft_kernel_avx512 = {
+    .name = "avx512",
+    .isa = DEFT_ISA_AVX512,
+    .item = { NULL, compute_item, compute_item, compute_item },
+    .merge = merge_row,
+    .scratch_bytes = sizeof(scratch_t),
+};

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/* The seam between the host library and what holds KV and computes.
+ *
+ * A backend gets a finished plan; it never walks a tree. For every call: the context's geometry is
+ * set and does not change; the plan is complete and stays as it is until the step is closed;
+ * layer < n_layers; pointers are not NULL. A call that fails returns a code of deft/status.h with
+ * the text set by ideft_fail(); DEFT_ERR_DEVICE means that the context is lost. */
+#ifndef IDEFT_BACKEND_H
+#define IDEFT_BACKEND_H
+
+#include "types.h"
+
+struct ideft_backend_ops {
+    const char *name;
+    /* Make ctx->backend: the arena for ctx->pool_tokens slots, threads or streams; set
+     * ctx->machine, ctx->isa, ctx->n_threads. On failure nothing stays behind. */
+    deft_status_t (*create)(deft_ctx_t *ctx);
+    void (*destroy)(deft_ctx_t *ctx);
+    /* The plan of a new step is ready: take what the step needs (workspace, upload). */
+    deft_status_t (*prepare)(deft_ctx_t *ctx);
+    /* Store K and V [n_row][Hkv][D] of the plan's rows, in the caller's order, at their slots. */
+    deft_status_t (*write)(deft_ctx_t *ctx, uint32_t layer, const void *k, const void *v);
+    /* o[n_row][H][D] = attention of q[n_row][H][D] over the plan's items. */
+    deft_status_t (*attend)(deft_ctx_t *ctx, uint32_t layer, const void *q, void *o);
+    /* What the instructions are called, for deft_info_t. */
+    const char *(*describe)(const deft_ctx_t *ctx);
+};
+
+extern const ideft_backend_ops_t ideft_cpu_ops;
+
+#endif

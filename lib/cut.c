@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+/* Cutting: from visits (active nodes in depth-first order, each with the interval of rows that see
+ * it) to items. All splits are one walk with other borders: which rows form a tile, and where the
+ * tile's KV, taken in depth-first order, is cut. Within a tile a row meets the items in the order
+ * of its path, so the order of its partials is fixed by the tree. */
+#include "config.h"
+
+#include <string.h>
+
+#include "alloc.h"
+#include "plan.h"
+#include "status_int.h"
+#include "tree_int.h"
+
+typedef struct cutter {
+    deft_ctx_t *ctx;
+    ideft_plan_t *plan;
+    uint32_t row_begin, row_end; /* the tile */
+    bool spares;                 /* a free seg behind each growing leaf, for patching */
+    bool failed;                 /* out of memory */
+    bool open;                   /* the last item takes more segs */
+    uint64_t cost;               /* of the open item */
+    /* where the last piece ended, so that a long node is walked once */
+    uint32_t at_visit, at_run, at_offset;
+} cutter_t;
+
+static bool room(cutter_t *c, ideft_buf_t *buf, size_t n, size_t elem, size_t used)
+{
+    if (n * elem <= buf->bytes)
+        return true;
+    if (!ideft_buf_reserve(c->plan->alloc, buf, n + n / 2, elem, used * elem, "plan"))
+        c->failed = true;
+    c->plan->seg = c->plan->seg_b.p;
+    c->plan->item = c->plan->item_b.p;
+    return !c->failed;
+}
+
+static void close_item(cutter_t *c)
+{
+    if (c->open) {
+        ideft_item_t *item = &c->plan->item[c->plan->n_item - 1];
+        item->seg_end = c->plan->n_seg;
+        item->cost = c->cost > UINT32_MAX ? UINT32_MAX : (uint32_t)c->cost;
+    }
+    c->open = false;
+    c->cost = 0;
+}
+
+static void open_item(cutter_t *c, uint32_t row_begin, uint32_t row_end)
+{
+    ideft_plan_t *plan = c->plan;
+    if (!c->open) {
+        if (!room(c, &plan->item_b, plan->n_item + 1, sizeof(*plan->item), plan->n_item))
+            return;
+        plan->item[plan->n_item++] =
+            (ideft_item_t){ plan->n_seg, plan->n_seg, row_begin, row_end, IDEFT_NONE, 0 };
+        c->open = true;
+        return;
+    }
+    ideft_item_t *item = &plan->item[plan->n_item - 1];
+    item->row_begin = ideft_min(item->row_begin, row_begin);
+    item->row_end = ideft_max(item->row_end, row_end);
+}
+
+static void push_seg(cutter_t *c, const ideft_seg_t *seg)
+{
+    ideft_plan_t *plan = c->plan;
+    if (room(c, &plan->seg_b, plan->n_seg + 1, sizeof(*seg), plan->n_seg))
+        plan->seg[plan->n_seg++] = *seg;
+}
+
+/* Rows of the tile that see the node's tokens from `offset` on: own rows from there, and all below. */
+static uint32_t first_row(const cutter_t *c, const ideft_visit_t *v, uint32_t offset)
+{
+    const uint32_t pos = v->start + offset;
+    const uint32_t own = pos <= v->self_pos ? 0 : ideft_min(pos - v->self_pos, v->n_self);
+    return ideft_max(v->row_begin + own, c->row_begin);
+}
+
+/* Put tokens [from, to) of a visit into the open item. */
+static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
+{
+    const deft_ctx_t *ctx = c->ctx;
+    ideft_visit_t *v = &c->plan->visit[visit];
+    const uint32_t row_begin = first_row(c, v, from), row_end = ideft_min(v->row_end, c->row_end);
+    const uint32_t window = ctx->geom.max_window;
+    if (row_begin >= row_end || from >= to)
+        return;
+    if (window != 0 && v->start + to - 1 + window <= v->min_pos)
+        return; /* too far back for every row */
+    open_item(c, row_begin, row_end);
+    const ideft_node_t *node = ideft_node(ctx, v->node);
+    const ideft_run_t *runs = ideft_runs(node);
+    if (c->at_visit != visit || c->at_offset > from)
+        c->at_visit = visit, c->at_run = 0, c->at_offset = 0;
+    uint32_t run = c->at_run, at = c->at_offset, fresh = 1;
+    while (at + runs[run].n <= from)
+        at += runs[run++].n;
+    c->at_run = run, c->at_offset = at;
+    for (uint32_t o = from; o < to && !c->failed; run++) {
+        const uint32_t n = ideft_min(to, at + runs[run].n) - o;
+        const ideft_seg_t seg = { runs[run].slot + (o - at), n, v->start + o, row_begin, row_end, fresh };
+        push_seg(c, &seg);
+        at += runs[run].n;
+        o += n;
+        fresh = 0;
+    }
+    if (to == v->n && v->n_self == 1 && !c->failed) {
+        v->last_seg = c->plan->n_seg - 1;
+        if (c->spares && v->row_end - v->row_begin == 1) {
+            const ideft_seg_t spare = { 0, 0, v->start + to, row_begin, row_end, 0 };
+            push_seg(c, &spare);
+        }
+    }
+}
+
+static uint64_t token_cost(const cutter_t *c, const ideft_visit_t *v)
+{
+    const ideft_machine_t *machine = &c->ctx->machine;
+    const uint32_t rows = ideft_min(v->row_end, c->row_end) - ideft_max(v->row_begin, c->row_begin);
+    return ideft_max(machine->row_cost * rows * c->ctx->geom.G, machine->token_cost);
+}
+
+/* ---- the splits ------------------------------------------------------------------------------ */
+
+/* NODE: a group a node. NODE_CHUNK, and every invariant step: long nodes cut at multiples of chunk
+ * tokens from their start. */
+static void cut_nodes(cutter_t *c, uint32_t chunk)
+{
+    for (uint32_t i = 0; i < c->plan->n_visit && !c->failed; i++) {
+        const ideft_visit_t *v = &c->plan->visit[i];
+        const uint64_t cost = token_cost(c, v);
+        for (uint32_t from = 0, to; from < v->n; from = to) {
+            to = v->n - from > chunk ? from + chunk : v->n;
+            emit(c, i, from, to);
+            c->cost = cost * (to - from);
+            close_item(c);
+        }
+    }
+}
+
+/* FLATTEN: the KV of all trees in depth-first order in even chunks of at most chunk tokens. */
+static void cut_flatten(cutter_t *c, uint32_t chunk)
+{
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < c->plan->n_visit; i++)
+        total += c->plan->visit[i].n;
+    const uint64_t n = (total + chunk - 1) / chunk;
+    const uint32_t even = n == 0 ? 1 : (uint32_t)((total + n - 1) / n);
+    uint32_t left = even;
+    for (uint32_t i = 0; i < c->plan->n_visit && !c->failed; i++) {
+        const ideft_visit_t *v = &c->plan->visit[i];
+        const uint64_t cost = token_cost(c, v);
+        for (uint32_t from = 0; from < v->n;) {
+            const uint32_t take = ideft_min(left, v->n - from);
+            emit(c, i, from, from + take);
+            c->cost += cost * take;
+            from += take;
+            left -= take;
+            if (left == 0) {
+                close_item(c);
+                left = even;
+            }
+        }
+    }
+    close_item(c);
+}
+
+/* Visits from a root down to `visit`, into the scratch that climbing has left. Returns how many. */
+static uint32_t path_of(const ideft_plan_t *plan, uint32_t visit, uint32_t *path)
+{
+    uint32_t depth = 0, at;
+    for (at = visit; at != IDEFT_NONE; at = plan->visit[at].parent)
+        depth++;
+    uint32_t i = depth;
+    for (at = visit; at != IDEFT_NONE; at = plan->visit[at].parent)
+        path[--i] = at;
+    return depth;
+}
+
+/* Parts that a tile's KV of `cost` is cut into, when there are `tiles` tiles. */
+static uint32_t parts_of(const cutter_t *c, uint64_t cost, uint32_t tiles)
+{
+    const ideft_machine_t *machine = &c->ctx->machine;
+    const uint64_t units = (uint64_t)tiles * c->ctx->geom.Hkv;
+    const uint64_t by_width = (machine->width + units / 2) / units, by_cost = cost / machine->min_cost;
+    const uint64_t parts = by_cost < by_width ? by_cost : by_width;
+    return parts == 0 ? 1 : (uint32_t)parts;
+}
+
+/* Put the listed visits into items of about `target` cost each. */
+static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t target)
+{
+    for (uint32_t i = 0; i < n && !c->failed; i++) {
+        const ideft_visit_t *v = &c->plan->visit[list[i]];
+        const uint64_t cost = token_cost(c, v);
+        for (uint32_t from = 0, to; from < v->n; from = to) {
+            const uint64_t fit = c->cost < target ? (target - c->cost + cost - 1) / cost : 1;
+            /* cuts at whole vector tiles of the node; no slivers */
+            const uint64_t end = (from + fit + 63) / 64 * 64;
+            to = end + 32 >= v->n ? v->n : (uint32_t)end;
+            emit(c, list[i], from, to);
+            c->cost += cost * (to - from);
+            if (c->cost >= target)
+                close_item(c);
+        }
+    }
+    close_item(c);
+}
+
+static uint64_t cost_of(const cutter_t *c, const uint32_t *list, uint32_t n)
+{
+    uint64_t cost = 0;
+    for (uint32_t i = 0; i < n; i++)
+        cost += token_cost(c, &c->plan->visit[list[i]]) * c->plan->visit[list[i]].n;
+    return cost;
+}
+
+/* Query rows of a tile. */
+static uint32_t tile_rows(const cutter_t *c)
+{
+    return ideft_max(1, c->ctx->machine.tile_rows / c->ctx->geom.G);
+}
+
+/* SEQUENCE: every node with rows by itself, its path read for it alone, cut evenly where there are
+ * too few of them to fill the machine (flash-decoding). */
+static void cut_sequence(cutter_t *c, uint32_t *list)
+{
+    const ideft_plan_t *plan = c->plan;
+    const uint32_t step = tile_rows(c);
+    uint32_t tiles = 0;
+    for (uint32_t i = 0; i < plan->n_visit; i++)
+        tiles += (plan->visit[i].n_self + step - 1) / step;
+    for (uint32_t i = 0; i < plan->n_visit && !c->failed; i++) {
+        const uint32_t begin = plan->visit[i].row_begin, end = begin + plan->visit[i].n_self;
+        for (uint32_t r = begin; r < end && !c->failed; r += step) {
+            c->row_begin = r;
+            c->row_end = ideft_min(end, r + step);
+            const uint32_t n = path_of(plan, i, list);
+            const uint64_t cost = cost_of(c, list, n);
+            const uint32_t parts = parts_of(c, cost, tiles);
+            emit_even(c, list, n, (cost + parts - 1) / parts);
+        }
+    }
+}
+
+/* AUTO: tiles of rows that adjoin in depth-first order, as many as fill the registers' reuse of a
+ * pass over KV. A tile takes its whole paths as one item, which needs no partials; where there are
+ * too few tiles to fill the machine, its KV is cut into parts of even cost. */
+static void cut_auto(cutter_t *c, uint32_t *list)
+{
+    ideft_plan_t *plan = c->plan;
+    const uint32_t step = tile_rows(c), tiles = (plan->n_row + step - 1) / step;
+    /* even tiles: no last one with a single row */
+    const uint32_t rows = (plan->n_row + tiles - 1) / tiles;
+    const bool whole = parts_of(c, UINT64_MAX, tiles) == 1;
+    uint32_t next = 0;
+    c->spares = whole;
+    plan->cut_stays = whole;
+    for (uint32_t r = 0; r < plan->n_row && !c->failed; r += rows) {
+        c->row_begin = r;
+        c->row_end = ideft_min(plan->n_row, r + rows);
+        uint32_t n = 0;
+        if (next > 0) { /* nodes met before that go on into this tile */
+            const uint32_t depth = path_of(plan, next - 1, list);
+            for (uint32_t i = 0; i < depth; i++)
+                if (plan->visit[list[i]].row_end > r)
+                    list[n++] = list[i];
+        }
+        while (next < plan->n_visit && plan->visit[next].row_begin < c->row_end)
+            list[n++] = next++;
+        const uint64_t cost = cost_of(c, list, n);
+        const uint32_t parts = whole ? 1 : parts_of(c, cost, tiles);
+        emit_even(c, list, n, whole ? UINT64_MAX / 2 : (cost + parts - 1) / parts);
+    }
+}
+
+/* ---- partials and order ----------------------------------------------------------------------- */
+
+/* A row in one item alone gets its output from it; the others a partial from each of theirs.
+ * part_begin is filled in three passes over one array: number of items a row, first place of its
+ * list (at r + 1, so that filling the list moves it to where it belongs), list. */
+static bool number_partials(cutter_t *c)
+{
+    ideft_plan_t *plan = c->plan;
+    const uint32_t R = plan->n_row;
+    if (!ideft_buf_reserve(plan->alloc, &plan->begin_b, 2 * (size_t)R + 2, sizeof(uint32_t), 0, "plan"))
+        return false;
+    uint32_t *begin = plan->part_begin = plan->begin_b.p, *count = begin + R + 1;
+    memset(begin, 0, (2 * (size_t)R + 2) * sizeof(*begin));
+    for (uint32_t i = 0; i < plan->n_item; i++) {
+        count[plan->item[i].row_begin]++;
+        count[plan->item[i].row_end]--;
+    }
+    uint32_t n = 0, total = 0;
+    for (uint32_t r = 0; r < R; r++) {
+        count[r] = n += count[r];
+        begin[r + 1] = total;
+        total += n > 1 ? n : 0;
+    }
+    if (!ideft_buf_reserve(plan->alloc, &plan->part_b, total, sizeof(uint32_t), 0, "plan"))
+        return false;
+    plan->part_list = plan->part_b.p;
+    plan->n_part = 0;
+    for (uint32_t i = 0; i < plan->n_item; i++) {
+        ideft_item_t *item = &plan->item[i];
+        bool shared = false;
+        for (uint32_t r = item->row_begin; r < item->row_end; r++) {
+            if (count[r] > 1) {
+                plan->part_list[begin[r + 1]++] = plan->n_part + r - item->row_begin;
+                shared = true;
+            }
+        }
+        if (shared) {
+            item->part = plan->n_part;
+            plan->n_part += item->row_end - item->row_begin;
+        }
+    }
+    return true;
+}
+
+/* Most expensive first, by powers of two: long items must not come last. */
+static bool order_items(cutter_t *c)
+{
+    ideft_plan_t *plan = c->plan;
+    uint32_t at[33] = { 0 };
+    if (!ideft_buf_reserve(plan->alloc, &plan->order_b, plan->n_item, sizeof(uint32_t), 0, "plan"))
+        return false;
+    plan->order = plan->order_b.p;
+    for (uint32_t i = 0; i < plan->n_item; i++)
+        at[1 + (uint32_t)__builtin_clz(plan->item[i].cost | 1)]++;
+    for (uint32_t b = 1; b < 33; b++)
+        at[b] += at[b - 1];
+    for (uint32_t i = 0; i < plan->n_item; i++)
+        plan->order[at[__builtin_clz(plan->item[i].cost | 1)]++] = i;
+    return true;
+}
+
+deft_status_t ideft_plan_cut(deft_ctx_t *ctx)
+{
+    ideft_plan_t *plan = &ctx->plan;
+    cutter_t c = { .ctx = ctx, .plan = plan, .row_end = plan->n_row, .at_visit = IDEFT_NONE };
+    const bool nodes = plan->flags != 0 || plan->split == DEFT_SPLIT_NODE ||
+                       plan->split == DEFT_SPLIT_NODE_CHUNK;
+    plan->n_seg = plan->n_item = 0;
+    plan->cut_stays = c.spares = nodes;
+    /* The active nodes have served; their memory holds a path. */
+    uint32_t *list = plan->act_b.p;
+    if (nodes)
+        cut_nodes(&c, plan->flags == 0 && plan->split == DEFT_SPLIT_NODE ? UINT32_MAX
+                                                                        : ctx->chunk_tokens);
+    else if (plan->split == DEFT_SPLIT_FLATTEN)
+        cut_flatten(&c, ctx->chunk_tokens);
+    else if (plan->split == DEFT_SPLIT_SEQUENCE)
+        cut_sequence(&c, list);
+    else
+        cut_auto(&c, list);
+    if (c.failed || !number_partials(&c) || !order_items(&c))
+        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for a plan");
+    return DEFT_OK;
+}

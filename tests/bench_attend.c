@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: MIT */
+/* deft_bench attend: attention of one layer, cold, beside its limit.
+ *
+ * limit = the larger of the measured time to read the unique KV bytes once with the same threads,
+ * and 4 * head_dim * query heads * (sum of path lengths) operations at the measured peak. The
+ * layers of a context together exceed the caches and take turns, so every call finds its KV cold,
+ * as in a model. Every split is verified against a float64 reference over the same stored K and V
+ * before it is timed. */
+#include "bench.h"
+
+#include <getopt.h>
+#include <math.h>
+#include <string.h>
+
+static const char *const default_trees[] = { "1,2,64/8,256,32", "1,16,64/1024,256,32", "1,20/4000,200",
+                                             "1,50/4000,200",   "1,10/4000,400",       "1,1024/2048,32" };
+static const char *const split_names[] = { "auto", "node", "node-chunk", "flatten", "sequence" };
+enum { SPLITS = 5, MAX_CELLS = 256 };
+
+typedef struct cell {
+    char tree[128];
+    uint32_t H, Hkv, D;
+    deft_dtype_t type;
+    double limit_ms, read_ms, compute_ms, ms[SPLITS], invariant_ms, worst_error;
+    deft_step_stats_t stats;
+} cell_t;
+
+typedef struct options {
+    uint32_t threads;
+    int only_auto, json, reps;
+    deft_isa_t isa;
+} options_t;
+
+typedef struct run {
+    deft_ctx_t *ctx;
+    deft_tree_t *tree;
+    deft_node_t *leaves;
+    size_t n_leaves;
+    uint32_t layers;
+    const cell_t *cell;
+    float *q, *o, *k, *v;
+} run_t;
+
+/* ---- verifying -------------------------------------------------------------------------------- */
+
+static float stored(deft_dtype_t type, float x)
+{
+    if (type == DEFT_F16)
+        return (float)(_Float16)x;
+    if (type == DEFT_BF16) {
+        uint32_t bits;
+        memcpy(&bits, &x, 4);
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+        memcpy(&x, &bits, 4);
+    }
+    return x;
+}
+
+/* One query head of one leaf in double: its path from the leaf up, the KV made anew. */
+static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h, double *out)
+{
+    const cell_t *c = run->cell;
+    const uint32_t kv_head = h / (c->H / c->Hkv), D = c->D;
+    const size_t n = (size_t)c->Hkv * D, total = deft_tree_path_len(run->tree, run->leaves[leaf]);
+    const float *q = run->q + (leaf * c->H + h) * D;
+    double *score = bench_alloc(total * sizeof(*score)), top = -INFINITY, sum = 0;
+    float *values = bench_alloc(n * sizeof(*values)), *v = bench_alloc(total * D * sizeof(*v));
+    size_t t = 0;
+    for (deft_node_t node = run->leaves[leaf]; node != DEFT_NODE_NONE; node = deft_tree_parent(run->tree, node)) {
+        deft_node_info_t info = { .struct_size = sizeof(info) };
+        BENCH_CHECK(run->ctx, deft_tree_node(run->tree, node, &info));
+        for (size_t i = 0; i < info.len; i++, t++) {
+            score[t] = 0;
+            bench_values(values, n, layer, BENCH_K, node, (int32_t)(info.start + i));
+            for (uint32_t d = 0; d < D; d++)
+                score[t] += (double)q[d] * stored(c->type, values[kv_head * D + d]);
+            score[t] /= sqrt(D);
+            top = score[t] > top ? score[t] : top;
+            bench_values(values, n, layer, BENCH_V, node, (int32_t)(info.start + i));
+            for (uint32_t d = 0; d < D; d++)
+                v[t * D + d] = stored(c->type, values[kv_head * D + d]);
+        }
+    }
+    memset(out, 0, D * sizeof(*out));
+    for (size_t i = 0; i < t; i++) {
+        const double p = exp(score[i] - top);
+        sum += p;
+        for (uint32_t d = 0; d < D; d++)
+            out[d] += p * v[i * D + d];
+    }
+    for (uint32_t d = 0; d < D; d++)
+        out[d] /= sum;
+    free(score);
+    free(values);
+    free(v);
+}
+
+/* Largest relative norm error over a few leaves and heads; dies where anything is missing. */
+static double verify(const run_t *run, uint32_t layer)
+{
+    const cell_t *c = run->cell;
+    const size_t floats = run->n_leaves * c->H * c->D;
+    for (size_t i = 0; i < floats; i++)
+        if (!isfinite(run->o[i]))
+            bench_die("%s: output %zu was not written", c->tree, i);
+    double worst = 0, ref[256];
+    for (int s = 0; s < 6; s++) {
+        const size_t leaf = (size_t)s * (run->n_leaves - 1) / 5;
+        const uint32_t h = (uint32_t)s * 7 % c->H;
+        const float *o = run->o + (leaf * c->H + h) * c->D;
+        double error = 0, norm = 0;
+        reference(run, leaf, layer, h, ref);
+        for (uint32_t d = 0; d < c->D; d++) {
+            error += (o[d] - ref[d]) * (o[d] - ref[d]);
+            norm += ref[d] * ref[d];
+        }
+        error = sqrt(error / norm);
+        worst = error > worst ? error : worst;
+    }
+    return worst;
+}
+
+static double tolerance(const run_t *run)
+{
+    deft_info_t info = { .struct_size = sizeof(info) };
+    BENCH_CHECK(run->ctx, deft_ctx_info(run->ctx, &info));
+    if (info.kv_type == DEFT_BF16 && info.isa >= DEFT_ISA_AVX512_BF16)
+        return 4e-3;
+    return info.kv_type == DEFT_F32 ? 2e-6 : 1e-5;
+}
+
+/* ---- timing ------------------------------------------------------------------------------------ */
+
+static deft_step_t *open_step(const run_t *run, deft_split_t split, uint64_t flags)
+{
+    const cell_t *c = run->cell;
+    const size_t kv = (size_t)c->Hkv * c->D;
+    deft_step_t *step;
+    BENCH_CHECK(run->ctx, deft_ctx_set_split(run->ctx, split));
+    BENCH_CHECK(run->ctx, deft_step_begin(run->ctx, NULL, 0, flags, &step));
+    const int32_t *pos = deft_step_positions(step);
+    const deft_node_t *node = deft_step_nodes(step);
+    for (uint32_t l = 0; l < run->layers; l++) {
+        for (size_t r = 0; r < run->n_leaves; r++) {
+            bench_values(run->k + r * kv, kv, l, BENCH_K, node[r], pos[r]);
+            bench_values(run->v + r * kv, kv, l, BENCH_V, node[r], pos[r]);
+        }
+        BENCH_CHECK(run->ctx, deft_step_write(step, l, run->k, run->v));
+    }
+    return step;
+}
+
+static double time_split(const run_t *run, deft_split_t split, uint64_t flags, int reps, double *error,
+                         deft_step_stats_t *stats)
+{
+    deft_step_t *step = open_step(run, split, flags);
+    const size_t floats = run->n_leaves * run->cell->H * run->cell->D;
+    if (stats != NULL) {
+        stats->struct_size = sizeof(*stats);
+        BENCH_CHECK(run->ctx, deft_step_stats(step, stats));
+    }
+    memset(run->o, 0xff, floats * sizeof(float));
+    BENCH_CHECK(run->ctx, deft_step_attend(step, 0, run->q, run->o));
+    const double e = verify(run, 0);
+    *error = e > *error ? e : *error;
+    if (!(e < tolerance(run)))
+        bench_die("%s %s: relative error %.2e", run->cell->tree, split_names[split], e);
+    double *t = bench_alloc((size_t)reps * sizeof(*t)), spent = 0;
+    int n = 0;
+    for (; n < reps && (n < 3 || spent < 2.0); n++) {
+        const double begin = bench_now();
+        BENCH_CHECK(run->ctx, deft_step_attend(step, (uint32_t)(n + 1) % run->layers, run->q, run->o));
+        t[n] = bench_now() - begin;
+        spent += t[n];
+    }
+    const double median = bench_median(t, (size_t)n);
+    free(t);
+    deft_step_abandon(step);
+    return median * 1e3;
+}
+
+static void measure(cell_t *c, const options_t *opt)
+{
+    bench_spec_t spec;
+    bench_parse(c->tree, &spec);
+    const size_t tokens = bench_spec_tokens(&spec), elem = c->type == DEFT_F32 ? 4 : 2;
+    const size_t layer_bytes = tokens * c->Hkv * c->D * 2 * elem;
+    size_t layers = ((size_t)1 << 30) / layer_bytes + 1;
+    layers = layers < 2 ? 2 : layers > 48 ? 48 : layers;
+    deft_config_t config = DEFT_CONFIG_INIT;
+    config.n_layers = (uint32_t)layers;
+    config.n_q_heads = c->H;
+    config.n_kv_heads = c->Hkv;
+    config.head_dim = c->D;
+    config.kv_type = c->type;
+    config.pool_tokens = tokens + 64;
+    config.n_threads = opt->threads;
+    config.isa = opt->isa;
+    run_t run = { .layers = (uint32_t)layers, .cell = c };
+    BENCH_CHECK(NULL, deft_ctx_create(&config, &run.ctx));
+    run.tree = bench_grow(run.ctx, &spec, &run.leaves, &run.n_leaves);
+    const size_t kv = (size_t)c->Hkv * c->D, qo = (size_t)c->H * c->D;
+    bench_fill(run.ctx, run.tree, run.layers, kv);
+    run.k = bench_alloc(run.n_leaves * kv * sizeof(float));
+    run.v = bench_alloc(run.n_leaves * kv * sizeof(float));
+    run.q = bench_alloc(run.n_leaves * qo * sizeof(float));
+    run.o = bench_alloc(run.n_leaves * qo * sizeof(float));
+    for (size_t r = 0; r < run.n_leaves; r++)
+        bench_values(run.q + r * qo, qo, 0, BENCH_Q, run.leaves[r], 0);
+    c->ms[0] = time_split(&run, DEFT_SPLIT_AUTO, 0, opt->reps, &c->worst_error, &c->stats);
+    for (int s = 1; s < SPLITS && !opt->only_auto; s++)
+        c->ms[s] = time_split(&run, (deft_split_t)s, 0, opt->reps, &c->worst_error, NULL);
+    if (!opt->only_auto)
+        c->invariant_ms = time_split(&run, DEFT_SPLIT_AUTO, DEFT_STEP_INVARIANT, opt->reps, &c->worst_error, NULL);
+    const double again = time_split(&run, DEFT_SPLIT_AUTO, 0, opt->reps, &c->worst_error, NULL);
+    c->ms[0] = again < c->ms[0] ? again : c->ms[0];
+    /* the limit, measured right after, with the same threads */
+    const double bytes = (double)c->stats.kv_unique_bytes;
+    const double sum_paths = (double)c->stats.kv_logical_bytes / (double)(2 * kv * elem);
+    c->read_ms = bytes / (bench_read_gbs((size_t)bytes, (int)opt->threads) * 1e9) * 1e3;
+    c->compute_ms = 4.0 * c->D * c->H * sum_paths /
+                    (bench_peak_gflops((int)opt->threads, c->type == DEFT_BF16) * 1e9) * 1e3;
+    c->limit_ms = c->read_ms > c->compute_ms ? c->read_ms : c->compute_ms;
+    deft_ctx_destroy(run.ctx);
+    free(run.leaves);
+    free(run.k);
+    free(run.v);
+    free(run.q);
+    free(run.o);
+}
+
+/* ---- the table ---------------------------------------------------------------------------------- */
+
+static const char *type_name(deft_dtype_t type)
+{
+    return type == DEFT_F32 ? "f32" : type == DEFT_F16 ? "f16" : "bf16";
+}
+
+static void print_cell(const cell_t *c, const options_t *opt)
+{
+    const double ratio = c->ms[0] / c->limit_ms;
+    if (opt->json) {
+        printf("{\"tree\":\"%s\",\"heads\":\"%u/%u\",\"dim\":%u,\"kv\":\"%s\",\"limit_ms\":%.4f,\"read_ms\":%.4f,"
+               "\"compute_ms\":%.4f,\"auto_ms\":%.4f,\"node_ms\":%.4f,\"chunk_ms\":%.4f,\"flatten_ms\":%.4f,"
+               "\"sequence_ms\":%.4f,\"invariant_ms\":%.4f,\"ratio\":%.3f,\"error\":%.2e}\n",
+               c->tree, c->H, c->Hkv, c->D, type_name(c->type), c->limit_ms, c->read_ms, c->compute_ms, c->ms[0],
+               c->ms[1], c->ms[2], c->ms[3], c->ms[4], c->invariant_ms, ratio, c->worst_error);
+    } else {
+        printf("%-22s %5u/%-3u %4u %-5s %8.2f%c %8.2f %6.2f", c->tree, c->H, c->Hkv, c->D, type_name(c->type),
+               c->limit_ms, c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0], ratio);
+        if (!opt->only_auto)
+            printf(" %8.2f %8.2f %8.2f %8.2f %8.2f", c->ms[1], c->ms[2], c->ms[3], c->ms[4], c->invariant_ms);
+        printf("  %.1e\n", c->worst_error);
+    }
+    fflush(stdout);
+}
+
+static void print_head(const options_t *opt)
+{
+    if (opt->json)
+        return;
+    printf("milliseconds a layer, %u threads, cold; limit: (r)eading or (c)omputing\n", opt->threads);
+    printf("%-22s %9s %4s %-5s %9s %8s %6s", "tree", "heads", "dim", "kv", "limit", "auto", "ratio");
+    if (!opt->only_auto)
+        printf(" %8s %8s %8s %8s %8s", "node", "chunk", "flatten", "sequence", "invar");
+    printf("  error\n");
+}
+
+static void summary(const cell_t *cells, int n, const options_t *opt)
+{
+    double log_sum = 0, worst = 0, over = 0;
+    for (int i = 0; i < n; i++) {
+        const double ratio = cells[i].ms[0] / cells[i].limit_ms;
+        double best = cells[i].ms[0];
+        log_sum += log(ratio);
+        worst = ratio > worst ? ratio : worst;
+        for (int s = 1; s < SPLITS && !opt->only_auto; s++)
+            best = cells[i].ms[s] < best ? cells[i].ms[s] : best;
+        over = cells[i].ms[0] / best - 1 > over ? cells[i].ms[0] / best - 1 : over;
+    }
+    if (!opt->only_auto)
+        printf("geomean=%.3f worst=%.3f auto_over_best=%.3f\n", exp(log_sum / n), worst, over);
+    else
+        printf("geomean=%.3f worst=%.3f\n", exp(log_sum / n), worst);
+}
+
+static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, uint32_t dim, const char *kv)
+{
+    cell_t *c = &cells[n];
+    if (n == MAX_CELLS)
+        bench_die("more than %d cells", MAX_CELLS);
+    memset(c, 0, sizeof(*c));
+    snprintf(c->tree, sizeof(c->tree), "%s", tree);
+    if (sscanf(heads, "%u/%u", &c->H, &c->Hkv) != 2 || c->Hkv == 0 || c->H % c->Hkv != 0)
+        bench_die("heads \"%s\": write them as 32/8", heads);
+    c->D = dim != 0 ? dim : c->H == 9 ? 64 : 128;
+    c->type = strcmp(kv, "f32") == 0 ? DEFT_F32 : strcmp(kv, "f16") == 0 ? DEFT_F16 : DEFT_BF16;
+    return n + 1;
+}
+
+/* A table file: a line a cell, "TREE HEADS [DIM [KV]]", TREE with / or a space between its lists. */
+static int read_table(const char *path, cell_t *cells, int n)
+{
+    char line[256], tree[96], heads[32], kv[8];
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
+        bench_die("cannot read %s", path);
+    while (fgets(line, sizeof(line), file) != NULL) {
+        unsigned dim = 0;
+        strcpy(kv, "f32");
+        if (line[0] != '#' && sscanf(line, "%95s %31s %u %7s", tree, heads, &dim, kv) >= 2)
+            n = add_cell(cells, n, tree, heads, dim, kv);
+    }
+    fclose(file);
+    return n;
+}
+
+static int usage(int status)
+{
+    fprintf(status == 0 ? stdout : stderr,
+            "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv f32|f16|bf16]...\n"
+            "                         [--table FILE] [--threads N] [--isa 2..5] [--reps N] [--auto] [--json]\n"
+            "Time of one layer's tree attention beside its limit, every split verified first.\n");
+    return status;
+}
+
+int bench_attend(int argc, char **argv)
+{
+    static const struct option longs[] = {
+        { "tree", 1, 0, 't' },    { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },  { "kv", 1, 0, 'k' },
+        { "table", 1, 0, 'f' },   { "threads", 1, 0, 'n' }, { "isa", 1, 0, 'i' }, { "reps", 1, 0, 'r' },
+        { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+    static cell_t cells[MAX_CELLS];
+    const char *trees[64], *heads[16], *kvs[4], *table = NULL;
+    int n_trees = 0, n_heads = 0, n_kvs = 0, n = 0;
+    uint32_t dim = 0;
+    options_t opt = { .threads = 2, .reps = 15 };
+    for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
+        if (c == 't' && n_trees < 64) trees[n_trees++] = optarg;
+        else if (c == 'H' && n_heads < 16) heads[n_heads++] = optarg;
+        else if (c == 'k' && n_kvs < 4) kvs[n_kvs++] = optarg;
+        else if (c == 'd') dim = (uint32_t)atoi(optarg);
+        else if (c == 'f') table = optarg;
+        else if (c == 'n') opt.threads = (uint32_t)atoi(optarg);
+        else if (c == 'i') opt.isa = (deft_isa_t)atoi(optarg);
+        else if (c == 'r') opt.reps = atoi(optarg);
+        else if (c == 'a') opt.only_auto = 1;
+        else if (c == 'j') opt.json = 1;
+        else return usage(c == 'h' ? 0 : 2);
+    }
+    if (opt.threads == 0 || opt.reps < 1)
+        return usage(2);
+    if (n_heads == 0) heads[n_heads++] = "32/8", heads[n_heads++] = "32/32", heads[n_heads++] = "9/3";
+    if (n_kvs == 0) kvs[n_kvs++] = "f32", kvs[n_kvs++] = "bf16";
+    for (; n_trees == 0 && n < 6; n++)
+        trees[n] = default_trees[n];
+    n_trees += n;
+    n = 0;
+    if (table != NULL)
+        n = read_table(table, cells, 0);
+    else
+        for (int t = 0; t < n_trees; t++)
+            for (int h = 0; h < n_heads; h++)
+                for (int k = 0; k < n_kvs; k++)
+                    n = add_cell(cells, n, trees[t], heads[h], dim, kvs[k]);
+    print_head(&opt);
+    for (int i = 0; i < n; i++) {
+        measure(&cells[i], &opt);
+        print_cell(&cells[i], &opt);
+    }
+    summary(cells, n, &opt);
+    return 0;
+}
