@@ -76,7 +76,7 @@ if ! test -f configure || ! test -f Makefile.in; then
     logged autoreconf autoreconf -fi
 fi
 test -f "$build/Makefile" || configure
-make -s -C "$build" -q >/dev/null 2>&1 || say "building in $build"
+make -s -C "$build" -q examples/beam_search >/dev/null 2>&1 || say "building in $build"
 logged make make -C "$build" -j"$(nproc 2>/dev/null || echo 2)"
 if ! test -x "$build/examples/beam_search"; then # configured when a package was missing
     configure
