@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # The manual agrees with the headers: every public function has a page, mandoc finds no fault with
-# any page, what a SYNOPSIS declares stands in a header and the other way round, the names that a
-# page mentions exist, and each example compiles alone.
+# any page, what a SYNOPSIS declares stands in a header and the other way round, every status and
+# every member is described, the names that a page mentions exist, and each example compiles alone.
 set -eu
 LC_ALL=C
 export LC_ALL
@@ -55,6 +55,25 @@ constants() {
         sed 's/[[:space:]]*$//'
 }
 
+# Names of the members of the structures that declarations hold, one a line.
+members() {
+    sed -n 's/^typedef struct [a-z_]*{\(.*\)}.*/\1/p' | tr ';' '\n' |
+        sed -n 's/^[^(]*(\*\([a-z_]*\)).*/\1/p; t
+                s/.*[ *]\([a-z_]*\)$/\1/p' | sort -u
+}
+
+# "function status" for each status that the comment above a function names.
+statuses() {
+    awk '
+        /^\/\*\*/ { comment = "" }
+        /^\/\*\*/, /\*\// { comment = comment " " $0; next }
+        /^DEFT_API/ {
+            name = $0; sub(/\(.*/, "", name); sub(/.*[ *]/, "", name)
+            n = split(comment, word, /[^A-Z_]+/)
+            for (i = 1; i <= n; i++) if (word[i] ~ /^DEFT_ERR_/) print name, word[i]
+        }' "$@" | sort -u
+}
+
 section() { # page name
     mandoc -T ascii -O width=200 "$1" | sed "s/.$(printf '\b')//g" |
         awk -v name="$2" '/^[A-Z]/ { in_section = $0 == name; next } in_section'
@@ -86,6 +105,13 @@ while read -r name; do
     section "$page" SYNOPSIS | grep -q "[ *]$name(" || fail "$page does not declare $name"
 done <"$symbols"
 
+# Its page says every status that the header does.
+statuses "$@" | while read -r name status; do
+    target=$(sed -n 's:^\.so man3/::p' "$man/$name.3")
+    grep -q "^\.B.* *$status" "$man/${target:-$name.3}" || echo "$name: $status"
+done >"$work/wrong"
+test ! -s "$work/wrong" || { cat "$work/wrong"; fail "the pages do not say these"; }
+
 : >"$work/synopsis"
 for page in "$man"/*.[137]; do
     if grep -q '^\.so ' "$page"; then
@@ -102,6 +128,11 @@ for page in "$man"/*.[137]; do
     done >"$work/wrong"
     normalise <"$work/text" | declarations >"$work/declared"
     cat "$work/declared" >>"$work/synopsis"
+    section "$page" DESCRIPTION >"$work/description"
+    members <"$work/declared" | while read -r name; do
+        grep -qw "$name" "$work/description" || echo "$name"
+    done >"$work/unsaid"
+    test ! -s "$work/unsaid" || { cat "$work/unsaid"; fail "$page does not describe these members"; }
     while read -r line; do
         awk -v line="$line" '{ exit index($0, line) == 0 }' "$work/header.line" || echo "$line"
     done <"$work/declared" >>"$work/wrong"
