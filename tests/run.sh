@@ -60,7 +60,7 @@ stage_plain() {
 # The sanitizers and valgrind know malloc, not mimalloc.
 stage_asan() {
     flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
-    configure_in "$base/asan" --without-mimalloc --enable-debug=2 --with-cuda=no --disable-shared \
+    configure_in "$base/asan" --without-mimalloc --enable-debug=2 --with-cuda=no --disable-static \
         CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" &&
         make_in "$base/asan" &&
         make_in "$base/asan" check VERBOSE=1
@@ -72,7 +72,7 @@ stage_tsan() {
     if setarch "$(uname -m)" -R true 2>/dev/null; then
         fixed="setarch $(uname -m) -R"
     fi
-    configure_in "$base/tsan" --without-mimalloc --with-cuda=no --disable-shared \
+    configure_in "$base/tsan" --without-mimalloc --with-cuda=no --disable-static \
         CFLAGS="-O1 -g -fsanitize=thread" LDFLAGS="-fsanitize=thread" &&
         make_in "$base/tsan" || return 1
     # The BLAS is not instrumented: its own threads would look like races.
