@@ -40,7 +40,7 @@ typedef struct gguf_tensor {
     const char *name; /**< not NUL-terminated */
     size_t name_len;
     uint32_t type;    /**< enum gguf_type, or another type of the format */
-    uint32_t n_dims;  /**< 1 to 4 */
+    uint32_t n_dims;  /**< 0 (one value) to 4 */
     uint64_t dims[4]; /**< dims[0] is contiguous; 1 beyond n_dims */
     const void *data;
     size_t bytes;
@@ -54,10 +54,15 @@ typedef struct gguf_tensor {
  *  Cost: O(bytes of metadata); tensor data is not read. */
 int gguf_open(const char *path, gguf_t **g_p, char *err, size_t err_size);
 
+/** The same for @p size bytes at @p data, which must outlive the gguf_t and stay
+ *  unchanged; they need no alignment, but tensors are aligned only as far as
+ *  @p data is. */
+int gguf_open_memory(const void *data, size_t size, gguf_t **g_p, char *err, size_t err_size);
+
 /** Close @p g; NULL is allowed. */
 void gguf_close(gguf_t *g);
 
-/** The tensor called @p name, or NULL. Cost: O(1). */
+/** The tensor called @p name, or NULL. Cost: O(log tensors). */
 const gguf_tensor_t *gguf_tensor(const gguf_t *g, const char *name);
 
 /** Number of tensors. */
@@ -70,7 +75,7 @@ const gguf_tensor_t *gguf_tensor_at(const gguf_t *g, size_t i);
  *  Each returns 0 and writes @p v, or returns -1 and leaves it: the key is
  *  absent, or its type does not convert. Any integer, float or bool type
  *  converts where the value fits: gguf_u64() takes no negative, fractional or
- *  out-of-range value. Cost: O(1).
+ *  out-of-range value; gguf_f64() rounds. Cost: O(log keys).
  *  @{ */
 int gguf_u64(const gguf_t *g, const char *key, uint64_t *v);
 int gguf_f64(const gguf_t *g, const char *key, double *v);
@@ -81,7 +86,7 @@ int gguf_str(const gguf_t *g, const char *key, const char **s, size_t *n);
 
 /** @name Metadata arrays
  *  As above; -1 also for an index past the end, and for an array of arrays.
- *  Cost: O(1), strings included (indexed on open).
+ *  Cost: O(log keys), strings included (indexed on open).
  *  @{ */
 int gguf_array_len(const gguf_t *g, const char *key, uint64_t *n);
 int gguf_array_str(const gguf_t *g, const char *key, uint64_t i, const char **s, size_t *n);
@@ -95,6 +100,10 @@ int gguf_array_f64(const gguf_t *g, const char *key, uint64_t i, double *v);
  *  @return 0; -1 for a type not in enum gguf_type or rows past the end, with
  *  @p out untouched.   Cost: O(values). */
 int gguf_dequantize(const gguf_tensor_t *t, uint64_t row, uint64_t n_rows, float *out);
+
+/** How a type is stored: blocks of @p block_p values in @p bytes_p bytes.
+ *  @return 0; -1 for a type that the format does not have. */
+int gguf_type_layout(uint32_t type, uint32_t *block_p, uint32_t *bytes_p);
 
 /** Name of a tensor type ("Q4_1"), or "unknown". */
 const char *gguf_type_name(uint32_t type);
