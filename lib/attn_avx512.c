@@ -13,6 +13,9 @@
 #define STORE_FIRST(_p, _v, _n) \
     _mm512_mask_storeu_ps(_p, (__mmask16)((1u << (_n)) - 1), (__m512)(_v))
 
+#define REDUCE(_v) ((vf)_mm512_reduce_ps((__m512)(_v), 0))
+#define SCALE(_p, _n) ((vf)_mm512_scalef_ps((__m512)(_p), (__m512)(_n)))
+
 #include "attn_tile.h"
 
 const ideft_kernel_t ideft_kernel_avx512 = {

@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: MIT */
 /* The vector kernel, compiled once an instruction set. The file that includes it defines
  *   VL                    floats a vector: 8 or 16
- *   MAX_ROWS, WIDE_ROWS   matrix rows that QK^T takes at once with 2, with 4 vectors of tokens
+ *   MAX_ROWS, WIDE_ROWS   rows whose accumulators fit the registers with 2, with 4 vectors each
  *   VMAX(a, b)            lanewise; b where one is NaN
  *   HMAX(v)               largest lane
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
+ *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
  *
  * An item is computed for up to TILE_ROWS matrix rows at a time. Its KV goes through in tiles of
  * TILE columns (tokens): tokens of several runs, and of several small nodes, are packed into one
  * tile, in path order, so that lanes are not wasted on odd lengths and the sums are taken in an
- * order that does not depend on where the pool keeps the tokens. 16-bit KV is widened into the
- * tile; f32 KV is used where it lies if it is aligned. Then for each panel of rows: scores (QK^T
- * from rank-one updates: one d of VL tokens times one d of each row), softmax in units of log2
- * with a running maximum, and O += P V from rank-one updates again. Nothing is padded to the
- * panel: a run's scores are computed for the interval of rows that sees it. */
+ * order that does not depend on where the pool keeps the tokens. KV is used where it lies if it is
+ * aligned; for many rows 16-bit KV is widened into the tile once, for few it is widened in
+ * registers, which gives the same bits. Then for each panel of rows: scores (QK^T from rank-one
+ * updates: one d of VL tokens times one d of each row), softmax in units of log2 with a running
+ * maximum, and O += P V from rank-one updates again. Nothing is padded to the panel: a run's scores
+ * are computed for the interval of rows that sees it. */
 #include <immintrin.h>
 #include <math.h>
 
@@ -36,14 +38,20 @@ typedef uint32_t vuu __attribute__((vector_size(VL * 4), aligned(4), may_alias))
 
 #define INLINE static inline __attribute__((always_inline))
 
-typedef struct piece { /* rows of V that adjoin */
-    const float *v;
-    uint32_t n;
+/* KV of the tile to come, asked for bit by bit while this one is computed. */
+typedef struct ahead {
+    const char *at;
+    uint32_t bytes;
+} ahead_t;
+
+typedef struct piece { /* tokens whose V adjoins */
+    const void *v; /* of its first token; raw bf16: of the pair that it is in */
+    uint32_t n, slot;
 } piece_t;
 
 /* What a thread works in. q: [D][ldq], the rows of Q side by side, scale folded in. */
 typedef struct scratch {
-    float q[MAX_D * TILE_ROWS] __attribute__((aligned(64)));
+    float q[MAX_D * (TILE_ROWS + 16)] __attribute__((aligned(64)));
     float o[TILE_ROWS * MAX_D] __attribute__((aligned(64)));
     float kt[MAX_D * TILE] __attribute__((aligned(64)));
     float vt[TILE * MAX_D] __attribute__((aligned(64)));
@@ -55,9 +63,12 @@ typedef struct scratch {
     int32_t c_begin[TILE] __attribute__((aligned(64)));
     int32_t c_end[TILE] __attribute__((aligned(64)));
     int32_t c_pos[TILE] __attribute__((aligned(64)));
-    const float *k[TILE / IDEFT_BLOCK]; /* blocks of K: [D][16], here or in the pool */
+    const char *k[TILE / IDEFT_BLOCK]; /* blocks of K, here or in the pool */
+    deft_dtype_t form;                 /* of the tile: f32, or as stored */
     piece_t piece[TILE];
     uint32_t n_piece, cols;
+    ahead_t ahead[2];    /* of K, of V */
+    uint32_t pace;       /* bytes of it an iteration */
     uint32_t begin, end; /* rows that see any column, and */
     bool uniform;        /* all columns have this interval */
     bool small;          /* made of small nodes: others may join */
@@ -84,10 +95,14 @@ INLINE vf splat(float x)
  * Remez (that of Cephes' exp2f). */
 INLINE vf exp2_v(vf x)
 {
+#ifdef REDUCE
+    const vf f = REDUCE(x); /* 0 for infinite x */
+#else
     const vf round = splat(12582912.0f);
     x = VMAX(splat(-127.0f), x);
     const vf big = x + round;
     const vf f = x - (big - round);
+#endif
     vf p = splat(1.535336188319500e-4f);
     p = p * f + splat(1.339887440266574e-3f);
     p = p * f + splat(9.618437357674640e-3f);
@@ -95,8 +110,11 @@ INLINE vf exp2_v(vf x)
     p = p * f + splat(2.402264791363012e-1f);
     p = p * f + splat(6.931472028550421e-1f);
     p = p * f + splat(1.0f);
-    const vi exponent = ((vi)big - (vi)round + 127) << 23;
-    return p * (vf)exponent;
+#ifdef REDUCE
+    return SCALE(p, x - f);
+#else
+    return p * (vf)(((vi)big << 23) + (127 << 23)); /* the low bits of big are the exponent */
+#endif
 }
 
 INLINE vf select_v(vi mask, vf a, vf b)
@@ -130,149 +148,177 @@ INLINE float sum_lanes(const float *d)
 
 /* ---- micro kernels ------------------------------------------------------------------------------ */
 
-/* s[R][C vectors] = q^T k. k[c] points at token vector c of d 0; a d further is a block row. */
-INLINE void qk_body(const int R, const int C, const float *q, uint32_t ldq, const float *const *k,
-                    uint32_t D, float *s)
+/* Bytes from one d to the next (bf16: to the next pair) in a block of K. */
+#define K_STEP(_form) ((_form) == DEFT_F16 ? IDEFT_BLOCK * 2 : IDEFT_BLOCK * 4)
+
+INLINE vf low_half(vu pair)
 {
-    vf acc[MAX_ROWS][4];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++)
-            acc[r][c] = splat(0.0f);
-    for (uint32_t d = 0; d < D; d++, q += ldq) {
-        vf kv[4];
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++)
-            kv[c] = *(const vfu *)(k[c] + (size_t)d * IDEFT_BLOCK);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-            for (int c = 0; c < C; c++)
-                acc[r][c] += q[r] * kv[c];
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++)
-            *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+    return (vf)(pair << 16);
 }
 
-/* o[R][C vectors] = o * alpha + p v. */
-INLINE void pv_body(const int R, const int C, const float *p, const piece_t *piece, uint32_t n_piece,
-                    uint32_t D, const float *alpha, float *o, uint32_t at)
+INLINE vf high_half(vu pair)
 {
-    vf acc[6][6];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 6
-        for (int c = 0; c < C; c++)
-            acc[r][c] = *(const vfu *)(o + (size_t)r * D + at + c * VL) * alpha[r];
+    return (vf)(pair & 0xffff0000u);
+}
+
+/* acc[R][C] += x[r] * y[c], and what it takes to have it in registers. */
+#define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
+#define EACH_VEC _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)
+#define RANK_ONE(_x, _y) EACH_ROW EACH_VEC acc[r][c] += (_x) * (_y)
+
+/* s[R][C vectors] = q^T k. k[c] points at token vector c of d 0. */
+INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const float *q, uint32_t ldq,
+                    const char *const *k, uint32_t D, float *s, ahead_t ahead)
+{
+    vf acc[MAX_ROWS][4], kv[4];
+    vu pair[4];
+    EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
+    for (uint32_t d = 0, at = 0; d < D; at += K_STEP(form)) {
+        _mm_prefetch(ahead.at, _MM_HINT_T0);
+        ahead.at += ahead.bytes;
+        if (form == DEFT_F32) {
+            EACH_VEC kv[c] = *(const vfu *)(k[c] + at);
+        } else if (form == DEFT_F16) {
+            EACH_VEC kv[c] = LOAD_F16(k[c] + at);
+        } else {
+            EACH_VEC pair[c] = *(const vuu *)(k[c] + at);
+            EACH_VEC kv[c] = low_half(pair[c]);
+            RANK_ONE(q[r], kv[c]);
+            q += ldq;
+            d++;
+            EACH_VEC kv[c] = high_half(pair[c]);
+        }
+        RANK_ONE(q[r], kv[c]);
+        q += ldq;
+        d++;
+    }
+    EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+}
+
+/* o[R][C vectors] = o * alpha + p v, at column `at` of D. */
+INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const float *p,
+                    const piece_t *piece, uint32_t n_piece, uint32_t D, const float *alpha, float *o,
+                    uint32_t at, ahead_t ahead)
+{
+    vf acc[MAX_ROWS][4], vv[4];
+    EACH_ROW EACH_VEC acc[r][c] = *(const vfu *)(o + (size_t)r * D + at + c * VL) * alpha[r];
     for (uint32_t i = 0; i < n_piece; i++) {
-        const float *v = piece[i].v + at;
-        for (uint32_t t = 0; t < piece[i].n; t++, v += D, p++) {
-            vf vv[6];
-#pragma GCC unroll 6
-            for (int c = 0; c < C; c++)
-                vv[c] = *(const vfu *)(v + c * VL);
-#pragma GCC unroll 6
-            for (int r = 0; r < R; r++)
-#pragma GCC unroll 6
-                for (int c = 0; c < C; c++)
-                    acc[r][c] += p[r * TILE] * vv[c];
+        const uint32_t n = piece[i].n, odd = form == DEFT_BF16 ? piece[i].slot % 2 : 0;
+        const size_t row = D * (form == DEFT_F16 ? 2 : 4); /* bf16: a pair of tokens */
+        const char *v = (const char *)piece[i].v + at * (form == DEFT_F16 ? 2 : 4);
+        for (uint32_t t = 0; t < n; v += row) {
+            _mm_prefetch(ahead.at, _MM_HINT_T0);
+            ahead.at += ahead.bytes;
+            if (form == DEFT_F32) {
+                EACH_VEC vv[c] = *(const vfu *)(v + c * VL * 4);
+            } else if (form == DEFT_F16) {
+                EACH_VEC vv[c] = LOAD_F16(v + c * VL * 2);
+            } else {
+                vu pair[4];
+                EACH_VEC pair[c] = *(const vuu *)(v + c * VL * 4);
+                if (t > 0 || odd == 0) {
+                    EACH_VEC vv[c] = low_half(pair[c]);
+                    RANK_ONE(p[r * TILE], vv[c]);
+                    p++;
+                    if (++t == n)
+                        break;
+                }
+                EACH_VEC vv[c] = high_half(pair[c]);
+            }
+            RANK_ONE(p[r * TILE], vv[c]);
+            p++;
+            t++;
         }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 6
-        for (int c = 0; c < C; c++)
-            *(vfu *)(o + (size_t)r * D + at + c * VL) = acc[r][c];
+    EACH_ROW EACH_VEC *(vfu *)(o + (size_t)r * D + at + c * VL) = acc[r][c];
 }
 
-#define QK(_R, _C)                                                                              \
-    static void qk_##_R##_##_C(const float *q, uint32_t ldq, const float *const *k, uint32_t D, \
-                               float *s)                                                        \
-    {                                                                                           \
-        qk_body(_R, _C, q, ldq, k, D, s);                                                       \
-    }
-#define PV(_R, _C)                                                                              \
-    static void pv_##_R##_##_C(const float *p, const piece_t *piece, uint32_t n, uint32_t D,    \
-                               const float *alpha, float *o, uint32_t at)                       \
-    {                                                                                           \
-        pv_body(_R, _C, p, piece, n, D, alpha, o, at);                                          \
-    }
-typedef void (*qk_fn)(const float *, uint32_t, const float *const *, uint32_t, float *);
+typedef void (*qk_fn)(const float *, uint32_t, const char *const *, uint32_t, float *, ahead_t);
 typedef void (*pv_fn)(const float *, const piece_t *, uint32_t, uint32_t, const float *, float *,
-                      uint32_t);
+                      uint32_t, ahead_t);
 
-/* A register holds an accumulator for every (row, vector): as many rows as the file has room for. */
-QK(1, 1) QK(2, 1) QK(3, 1) QK(4, 1) QK(5, 1) QK(6, 1)
-QK(1, 2) QK(2, 2) QK(3, 2) QK(4, 2) QK(5, 2) QK(6, 2)
+#define MICRO(_R, _C, _form)                                                                        \
+    static void qk_##_R##_##_C##_##_form(const float *q, uint32_t ldq, const char *const *k,        \
+                                         uint32_t D, float *s, ahead_t ahead)                       \
+    {                                                                                               \
+        qk_body(_R, _C, DEFT_##_form, q, ldq, k, D, s, ahead);                                      \
+    }                                                                                               \
+    static void pv_##_R##_##_C##_##_form(const float *p, const piece_t *piece, uint32_t n,          \
+                                         uint32_t D, const float *alpha, float *o, uint32_t at,     \
+                                         ahead_t ahead)                                             \
+    {                                                                                               \
+        pv_body(_R, _C, DEFT_##_form, p, piece, n, D, alpha, o, at, ahead);                         \
+    }
+#define UP_TO_6(_X, _C, _f) _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
+#define FROM_7(_X, _C, _f) _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
 #if VL == 16
-QK(7, 1) QK(8, 1) QK(9, 1) QK(10, 1) QK(11, 1) QK(12, 1)
-QK(7, 2) QK(8, 2) QK(9, 2) QK(10, 2) QK(11, 2) QK(12, 2)
-QK(1, 4) QK(2, 4) QK(3, 4) QK(4, 4) QK(5, 4) QK(6, 4)
-PV(1, 4) PV(2, 4) PV(3, 4) PV(4, 4) PV(5, 4) PV(6, 4)
-PV(1, 5) PV(2, 5) PV(3, 5) PV(4, 5)
-PV(1, 6) PV(2, 6) PV(3, 6) PV(4, 6)
-static const qk_fn qk1[] = { qk_1_1, qk_2_1, qk_3_1, qk_4_1,  qk_5_1,  qk_6_1,
-                             qk_7_1, qk_8_1, qk_9_1, qk_10_1, qk_11_1, qk_12_1 };
-static const qk_fn qk2[] = { qk_1_2, qk_2_2, qk_3_2, qk_4_2,  qk_5_2,  qk_6_2,
-                             qk_7_2, qk_8_2, qk_9_2, qk_10_2, qk_11_2, qk_12_2 };
-static const qk_fn qk4[] = { qk_1_4, qk_2_4, qk_3_4, qk_4_4, qk_5_4, qk_6_4 };
-static const pv_fn pv4[] = { pv_1_4, pv_2_4, pv_3_4, pv_4_4, pv_5_4, pv_6_4 };
-static const pv_fn pv5[] = { pv_1_5, pv_2_5, pv_3_5, pv_4_5 };
-static const pv_fn pv6[] = { pv_1_6, pv_2_6, pv_3_6, pv_4_6 };
+#define SHAPES(_X, _f) \
+    UP_TO_6(_X, 1, _f) FROM_7(_X, 1, _f) UP_TO_6(_X, 2, _f) FROM_7(_X, 2, _f) UP_TO_6(_X, 4, _f)
 #else
-PV(1, 2) PV(2, 2) PV(3, 2) PV(4, 2) PV(5, 2) PV(6, 2)
-static const qk_fn qk1[] = { qk_1_1, qk_2_1, qk_3_1, qk_4_1, qk_5_1, qk_6_1 };
-static const qk_fn qk2[] = { qk_1_2, qk_2_2, qk_3_2, qk_4_2, qk_5_2, qk_6_2 };
-static const pv_fn pv2[] = { pv_1_2, pv_2_2, pv_3_2, pv_4_2, pv_5_2, pv_6_2 };
+#define SHAPES(_X, _f) UP_TO_6(_X, 1, _f) UP_TO_6(_X, 2, _f)
 #endif
+SHAPES(MICRO, F32)
+SHAPES(MICRO, F16)
+SHAPES(MICRO, BF16)
+
+/* By form, vectors at once, rows. */
+#define QK_ENTRY(_R, _C, _form) [DEFT_##_form][_C][_R] = qk_##_R##_##_C##_##_form,
+#define PV_ENTRY(_R, _C, _form) [DEFT_##_form][_C][_R] = pv_##_R##_##_C##_##_form,
+static const qk_fn qk[4][5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, F32) SHAPES(QK_ENTRY, F16) SHAPES(QK_ENTRY, BF16) };
+static const pv_fn pv[4][5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, F32) SHAPES(PV_ENTRY, F16) SHAPES(PV_ENTRY, BF16) };
+
+/* How many of n vectors are taken at once with these rows. */
+INLINE uint32_t at_once(uint32_t n, uint32_t rows)
+{
+    return n >= 4 && rows <= WIDE_ROWS ? 4 : n >= 2 ? 2 : 1;
+}
+
+/* Bytes for a loop of n iterations to ask for: where to begin and how far to step each time. Asking
+ * evenly over all of a tile's arithmetic is what lets memory and arithmetic overlap: a core can
+ * only wait for some sixteen lines at once. */
+INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
+{
+    ahead_t *from = sc->ahead[0].bytes > 0 ? &sc->ahead[0] : &sc->ahead[1];
+    const uint32_t step = ideft_min(sc->pace, from->bytes / n);
+    const ahead_t take = { from->at, step };
+    const uint32_t took = step == sc->pace ? n * step : from->bytes;
+    from->at += took;
+    from->bytes -= took;
+    return take;
+}
+
+/* Share the bytes to come out over this tile's loops, about. */
+static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
+    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
+    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
+}
 
 /* Scores of rows [r, r + n) over the tile. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
-    const float *k[NV];
-    const uint32_t nv = (sc->cols + VL - 1) / VL;
+    const char *k[NV];
+    const uint32_t nv = (sc->cols + VL - 1) / VL, lane = sc->form == DEFT_F16 ? 2 : 4;
     for (uint32_t i = 0; i < nv; i++)
-        k[i] = sc->k[i / BV] + i % BV * VL;
-    for (uint32_t c = 0; c < nv;) {
-#if VL == 16
-        if (nv - c >= 4 && n <= WIDE_ROWS) {
-            qk4[n - 1](sc->q + r, w->ldq, k + c, w->D, sc->s + c * VL);
-            c += 4;
-            continue;
-        }
-#endif
-        if (nv - c >= 2) {
-            qk2[n - 1](sc->q + r, w->ldq, k + c, w->D, sc->s + c * VL);
-            c += 2;
-        } else {
-            qk1[n - 1](sc->q + r, w->ldq, k + c, w->D, sc->s + c * VL);
-            c += 1;
-        }
+        k[i] = sc->k[i / BV] + i % BV * VL * lane;
+    for (uint32_t c = 0, take; c < nv; c += take) {
+        take = at_once(nv - c, n);
+        qk[sc->form][take][n](sc->q + r, w->ldq, k + c, w->D, sc->s + c * VL, take_ahead(sc, w->D));
     }
 }
 
 static void add_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
-#if VL == 16
-    const uint32_t width = w->D == 80 ? 5 : w->D == 96 ? 6 : 4, most = width == 4 ? 6 : 4;
-    const pv_fn *const pv = width == 4 ? pv4 : width == 5 ? pv5 : pv6;
-#else
-    const uint32_t width = 2, most = 6;
-    const pv_fn *const pv = pv2;
-#endif
-    for (uint32_t i = 0, take; i < n; i += take) {
-        take = ideft_min(most, n - i);
-        if (n - i > most && n - i < 2 * most)
-            take = (n - i + 1) / 2;
-        for (uint32_t at = 0; at < w->D; at += width * VL)
-            pv[take - 1](sc->s + i * TILE, sc->piece, sc->n_piece, w->D, sc->alpha + i,
-                         sc->o + (size_t)(r + i) * w->D, at);
+    const uint32_t nv = w->D / VL;
+    for (uint32_t c = 0, take; c < nv; c += take) {
+        take = at_once(nv - c, n);
+        pv[sc->form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha, sc->o + (size_t)r * w->D,
+                              c * VL, take_ahead(sc, sc->cols));
     }
 }
 
@@ -328,21 +374,32 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
 
 /* ---- a tile of columns ---------------------------------------------------------------------------- */
 
-/* Is any V of the tile infinite or NaN? Then a masked column must not be multiplied by zero. */
+/* Is any V of the tile infinite or NaN? Then a masked column must not be multiplied by zero. Looks
+ * at what is stored, with the neighbour in an incomplete pair. */
 static bool values_finite(const work_t *w)
 {
     const scratch_t *sc = w->sc;
-    vi bad = (vi){ 0 };
-    for (uint32_t i = 0; i < sc->n_piece; i++)
-        for (size_t e = 0; e < (size_t)sc->piece[i].n * w->D; e += VL)
-            bad |= (((vi)(vf) * (const vfu *)(sc->piece[i].v + e)) & 0x7f800000) == 0x7f800000;
-    int32_t any = 0;
+    const size_t elem = w->type == DEFT_F32 ? 4 : 2;
+    const uint32_t exp = w->type == DEFT_F32 ? 0x7f800000u : w->type == DEFT_F16 ? 0x7c00u : 0x7f80u;
+    vu bad = (vu){ 0 };
+    for (uint32_t i = 0; i < sc->n_piece; i++) {
+        const uint32_t slot = sc->piece[i].slot & ~1u, end = sc->piece[i].slot + sc->piece[i].n;
+        const unsigned char *v = w->v + (size_t)slot * w->D * elem;
+        const size_t bytes = (size_t)(end - slot) * w->D * elem;
+        for (size_t at = 0; at < bytes; at += VL * 4) {
+            const vu x = *(const vuu *)(v + at);
+            bad |= (vu)((x & exp) == exp);
+            if (elem == 2)
+                bad |= (vu)((x & exp << 16) == exp << 16);
+        }
+    }
+    uint32_t any = 0;
     for (int i = 0; i < VL; i++)
         any |= bad[i];
     return any == 0;
 }
 
-/* add_values() that leaves out what a row does not see. */
+/* add_values() that leaves out what a row does not see; slow, and rare. */
 static void add_seen_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
@@ -354,8 +411,10 @@ static void add_seen_values(const work_t *w, uint32_t r, uint32_t n)
         for (uint32_t p = 0; p < sc->n_piece; p++) {
             for (uint32_t j = 0; j < sc->piece[p].n; j++, t++) {
                 const vi seen = visible(w, r + i, t / VL);
+                const uint32_t slot = sc->piece[p].slot + j;
                 for (uint32_t e = 0; e < w->D && seen[t % VL]; e++)
-                    o[e] += sc->s[i * TILE + t] * sc->piece[p].v[(size_t)j * w->D + e];
+                    o[e] += sc->s[i * TILE + t] *
+                            ideft_kv_load(w->type, w->v, ideft_v_index(w->type, w->D, slot, e));
             }
         }
     }
@@ -391,6 +450,7 @@ static void flush(const work_t *w)
     }
     const bool masked = needs_mask(w), exact = !masked || values_finite(w);
     uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
+    set_pace(w, panels, (last - first + panels - 1) / panels);
     for (uint32_t r = first, n; r < last; r += n, panels--) {
         n = (last - r + panels - 1) / panels;
         scores(w, r, n);
@@ -410,7 +470,7 @@ static void flush(const work_t *w)
 
 /* ---- filling it ------------------------------------------------------------------------------------ */
 
-/* n tokens of one block of slots become columns of one block of the tile. */
+/* n tokens of one block of slots become columns of one block of the tile, in f32. */
 static void widen_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
 {
     float *to = w->sc->kt + (size_t)(col / IDEFT_BLOCK) * w->D * IDEFT_BLOCK + col % IDEFT_BLOCK;
@@ -430,53 +490,95 @@ static void widen_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
             const uint16_t *k = (const uint16_t *)w->k + at + 2 * part;
             for (uint32_t d = 0; d < w->D; d += 2, k += 2 * IDEFT_BLOCK, t += 2 * IDEFT_BLOCK) {
                 const vu pair = *(const vuu *)k;
-                STORE_FIRST(t, (vf)(pair << 16), lanes);
-                STORE_FIRST(t + IDEFT_BLOCK, (vf)(pair & 0xffff0000u), lanes);
+                STORE_FIRST(t, low_half(pair), lanes);
+                STORE_FIRST(t + IDEFT_BLOCK, high_half(pair), lanes);
             }
         }
     }
 }
 
+/* The same as it is stored: a block keeps its form. */
+static void copy_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
+{
+    const uint32_t lane = w->type == DEFT_F16 ? 2 : 4, block = IDEFT_BLOCK * lane;
+    const uint32_t rows = w->type == DEFT_BF16 ? w->D / 2 : w->D;
+    char *to = (char *)w->sc->kt + (size_t)(col / IDEFT_BLOCK) * rows * block + col % IDEFT_BLOCK * lane;
+    const char *k = (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * rows * block + slot % IDEFT_BLOCK * lane;
+    for (uint32_t i = 0; i < rows; i++, k += block, to += block)
+        memcpy(to, k, n * lane);
+}
+
 static void widen_v(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
 {
     float *to = w->sc->vt + (size_t)col * w->D;
-    for (uint32_t i = 0; i < n; i++, slot++) {
-        if (w->type == DEFT_F16) {
-            const uint16_t *v = (const uint16_t *)w->v + (size_t)slot * w->D;
-            for (uint32_t d = 0; d < w->D; d += VL)
-                *(vfu *)(to + d) = LOAD_F16(v + d);
-        } else {
-            const uint16_t *v = (const uint16_t *)w->v + (size_t)(slot / 2) * 2 * w->D;
-            const int up = slot % 2 == 0 ? 16 : 0;
-            for (uint32_t d = 0; d < w->D; d += VL)
-                *(vfu *)(to + d) = (vf)((*(const vuu *)(v + 2 * d) << up) & 0xffff0000u);
-        }
-        to += w->D;
+    if (w->type == DEFT_F16) {
+        const uint16_t *v = (const uint16_t *)w->v + (size_t)slot * w->D;
+        for (size_t e = 0; e < (size_t)n * w->D; e += VL)
+            *(vfu *)(to + e) = LOAD_F16(v + e);
+        return;
     }
+    const uint16_t *v = (const uint16_t *)w->v + (size_t)(slot / 2) * 2 * w->D;
+    uint32_t i = 0;
+    if (slot % 2 != 0) {
+        for (uint32_t d = 0; d < w->D; d += VL)
+            *(vfu *)(to + d) = high_half(*(const vuu *)(v + 2 * d));
+        v += 2 * w->D;
+        i++;
+    }
+    for (; i + 2 <= n; i += 2, v += 2 * w->D)
+        for (uint32_t d = 0; d < w->D; d += VL) {
+            const vu pair = *(const vuu *)(v + 2 * d);
+            *(vfu *)(to + (size_t)i * w->D + d) = low_half(pair);
+            *(vfu *)(to + (size_t)(i + 1) * w->D + d) = high_half(pair);
+        }
+    for (uint32_t d = 0; i < n && d < w->D; d += VL)
+        *(vfu *)(to + (size_t)i * w->D + d) = low_half(*(const vuu *)(v + 2 * d));
 }
 
-/* Columns [col, col + n) are the tokens at `slot`, seen from path position `pos` on. */
-static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, uint32_t pos,
-                        uint32_t n)
+/* K of columns [cols, cols + n): a whole block where it lies if its form allows. */
+static void put_k(const work_t *w, uint32_t slot, uint32_t n)
 {
     scratch_t *sc = w->sc;
-    const uint32_t col = sc->cols, block = col / IDEFT_BLOCK;
-    if (w->type == DEFT_F32 && n == IDEFT_BLOCK) {
-        sc->k[block] = (const float *)w->k + ideft_k_index(DEFT_F32, w->D, slot, 0);
-    } else {
-        widen_k(w, col, slot, n);
-        sc->k[block] = sc->kt + (size_t)block * w->D * IDEFT_BLOCK;
+    const uint32_t block = sc->cols / IDEFT_BLOCK;
+    const size_t elem = w->type == DEFT_F32 ? 4 : 2;
+    if (sc->form == w->type && n == IDEFT_BLOCK) {
+        sc->k[block] = (const char *)w->k + (size_t)slot * w->D * elem;
+        return;
     }
-    const float *v = sc->vt + (size_t)col * w->D;
-    if (w->type == DEFT_F32)
-        v = (const float *)w->v + (size_t)slot * w->D;
-    else
-        widen_v(w, col, slot, n);
+    if (sc->form == w->type && w->type != DEFT_F32) {
+        copy_k(w, sc->cols, slot, n);
+        sc->k[block] = (const char *)sc->kt + (size_t)block * w->D * IDEFT_BLOCK * 2;
+        return;
+    }
+    widen_k(w, sc->cols, slot, n);
+    sc->k[block] = (const char *)(sc->kt + (size_t)block * w->D * IDEFT_BLOCK);
+}
+
+static void put_v(const work_t *w, uint32_t slot, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const size_t elem = w->type == DEFT_F32 ? 4 : 2;
+    const bool raw = sc->form == w->type;
     piece_t *last = sc->n_piece > 0 ? &sc->piece[sc->n_piece - 1] : NULL;
-    if (last != NULL && last->v + (size_t)last->n * w->D == v)
+    if (!raw)
+        widen_v(w, sc->cols, slot, n);
+    if (last != NULL && last->slot + last->n == slot) {
         last->n += n;
-    else
-        sc->piece[sc->n_piece++] = (piece_t){ v, n };
+        return;
+    }
+    const void *v = sc->vt + (size_t)sc->cols * w->D;
+    if (raw)
+        v = w->v + (size_t)(w->type == DEFT_BF16 ? slot & ~1u : slot) * w->D * elem;
+    sc->piece[sc->n_piece++] = (piece_t){ v, n, slot };
+}
+
+/* Columns [cols, cols + n) are the tokens at `slot`, seen from path position `pos` on. */
+static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, uint32_t pos, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t col = sc->cols;
+    put_k(w, slot, n);
+    put_v(w, slot, n);
     for (uint32_t i = 0; i < n; i++) {
         sc->c_begin[col + i] = (int32_t)seg->row_begin;
         sc->c_end[col + i] = (int32_t)seg->row_end;
@@ -485,6 +587,19 @@ static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, 
     sc->cols += n;
 }
 
+/* The next tile will begin at `slot`: ask for it. */
+static void look_ahead(const work_t *w, uint32_t slot, uint32_t n)
+{
+    const size_t elem = w->type == DEFT_F32 ? 4 : 2;
+    n = ideft_min(n, TILE);
+    const size_t bytes = (size_t)n * w->D * elem;
+    w->sc->ahead[0] = (ahead_t){ (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * IDEFT_BLOCK * w->D * elem,
+                                 (uint32_t)bytes };
+    w->sc->ahead[1] = (ahead_t){ (const char *)w->v + (size_t)slot * w->D * elem, (uint32_t)bytes };
+}
+
+/* Up to so many panels of rows widen 16-bit KV in registers, each for itself. */
+#define RAW_PANELS 2u
 #define SMALL 16u /* tokens of a node that shares a tile with others */
 
 /* A run, for the rows of this pass. */
@@ -500,13 +615,16 @@ static void add_seg(const work_t *w, const ideft_seg_t *seg)
         flush(w);
     uint32_t slot = seg->slot, pos = seg->pos, left = seg->n;
     while (left > 0) {
-        if (sc->cols == TILE)
+        if (sc->cols == TILE) {
+            look_ahead(w, slot, left);
             flush(w);
+        }
         if (sc->cols == 0) {
             sc->begin = begin;
             sc->end = end;
             sc->uniform = true;
             sc->small = seg->n < SMALL;
+            sc->form = (end - begin) * w->attn->geom->G <= RAW_PANELS * MAX_ROWS ? w->type : DEFT_F32;
         } else if (begin != sc->begin || end != sc->end) {
             sc->uniform = false;
             sc->begin = ideft_min(sc->begin, begin);
@@ -551,7 +669,8 @@ static void load_rows(work_t *w, uint32_t head)
     scratch_t *sc = w->sc;
     const float factor = g->softcap > 0 ? g->scale / g->softcap : (float)(g->scale * IDEFT_LOG2E);
     w->n = w->rows * g->G;
-    w->ldq = (w->n + 7) & ~7u;
+    /* an odd number of cache lines from d to d: a panel's Q spreads over all sets of the cache */
+    w->ldq = ((w->n + 15) / 16 | 1) * 16;
     for (uint32_t r = 0; r < w->n; r += 8) {
         const float *from[8];
         for (uint32_t i = 0; i < 8; i++) {
@@ -572,6 +691,7 @@ static void load_rows(work_t *w, uint32_t head)
     for (uint32_t r = 0; r < w->n; r++)
         sc->m[r] = -INFINITY;
     sc->cols = sc->n_piece = 0;
+    sc->ahead[0] = sc->ahead[1] = (ahead_t){ (const char *)sc->q, 0 };
 }
 
 static void compute_item(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)

@@ -45,45 +45,41 @@ static deft_status_t check_runs(const deft_ctx_t *ctx, const ideft_node_t *node,
     for (uint32_t r = 0; r < node->n_runs; r++) {
         const uint32_t end = runs[r].slot + runs[r].n;
         HOLDS(ctx, runs[r].n > 0 && end > runs[r].slot && end <= pool->n_slots);
-        uint32_t at = runs[r].slot, last = at;
-        for (; at < end; at += pool->slot[at].a) {
+        bool last_known = false;
+        for (uint32_t at = runs[r].slot; at < end; at += pool->slot[at].a) {
             HOLDS(ctx, pool->slot[at].a > 0 && pool->slot[at].a <= end - at);
-            last = at;
+            last_known = last_known || at == node->last_span;
             own[at]++;
         }
-        HOLDS(ctx, r + 1 < node->n_runs || node->last_span == last);
+        HOLDS(ctx, r + 1 < node->n_runs || last_known);
         len += runs[r].n;
     }
     HOLDS(ctx, len == node->len);
     HOLDS(ctx, node->computed <= node->len);
-    HOLDS(ctx, node->reserve == 0 || (node->n_children == 0 && node->n_runs > 0));
     return DEFT_OK;
 }
 
 /* Spans have as many owners as nodes say; free extents are maximal, linked and counted. */
-static deft_status_t check_pool(const deft_ctx_t *ctx, const uint32_t *own, uint32_t reserved)
+static deft_status_t check_pool(const deft_ctx_t *ctx, const uint32_t *own)
 {
     const ideft_pool_t *pool = &ctx->pool;
-    uint32_t live = 0, free_slots = 0, other = 0;
+    uint32_t live = 0, free_slots = 0;
     for (uint32_t at = 0; at < pool->n_slots;) {
         const uint32_t n = pool->slot[at].a & ~IDEFT_FREE;
         if (own[at] > 0) {
             HOLDS(ctx, pool->slot[at].b == own[at]);
             live += pool->slot[at].a;
             at += pool->slot[at].a;
-        } else if (ideft_pool_edge(pool, at)) {
+        } else {
+            HOLDS(ctx, ideft_pool_edge(pool, at));
             HOLDS(ctx, (pool->slot[at].a & IDEFT_FREE) != 0 && n <= pool->n_slots - at);
             HOLDS(ctx, pool->slot[at + n - 1].tag == (int32_t)at && ideft_pool_edge(pool, at + n - 1));
             HOLDS(ctx, at + n == pool->n_slots || !ideft_pool_edge(pool, at + n));
             free_slots += n;
             at += n;
-        } else {
-            other++;
-            at++;
         }
     }
     HOLDS(ctx, free_slots == pool->n_free);
-    HOLDS(ctx, other == reserved && reserved == pool->n_reserved);
     HOLDS(ctx, live == ideft_pool_live(pool));
     uint32_t binned = 0;
     for (uint32_t b = 0; b < IDEFT_BINS; b++) {
@@ -95,7 +91,7 @@ static deft_status_t check_pool(const deft_ctx_t *ctx, const uint32_t *own, uint
     return DEFT_OK;
 }
 
-static deft_status_t check_lists(const deft_ctx_t *ctx, size_t dirty, size_t reserving)
+static deft_status_t check_dirty(const deft_ctx_t *ctx, size_t dirty)
 {
     uint32_t last = 0;
     for (uint32_t at = ctx->dirty_first; at != 0; at = ideft_node(ctx, at)->dirty_next, dirty--) {
@@ -104,24 +100,19 @@ static deft_status_t check_lists(const deft_ctx_t *ctx, size_t dirty, size_t res
         last = at;
     }
     HOLDS(ctx, dirty == 0 && ctx->dirty_last == last);
-    for (uint32_t at = ctx->res_first; at != 0; at = ideft_node(ctx, at)->res_next, reserving--)
-        HOLDS(ctx, reserving > 0 && ideft_node(ctx, at)->reserve > 0);
-    HOLDS(ctx, reserving == 0);
     return DEFT_OK;
 }
 
 static deft_status_t check_with(const deft_ctx_t *ctx, uint32_t *own)
 {
-    size_t nodes = 0, dirty = 0, reserving = 0, in_trees = 0;
-    uint32_t reserved = 0, free_nodes = 0;
+    size_t nodes = 0, dirty = 0, in_trees = 0;
+    uint32_t free_nodes = 0;
     for (uint32_t i = 1; i < ctx->next_node; i++) {
         const ideft_node_t *node = ideft_node(ctx, i);
         if (node->tree == 0)
             continue;
         nodes++;
         dirty += node->computed < node->len;
-        reserving += node->reserve > 0;
-        reserved += node->reserve;
         IDEFT_TRY(check_links(ctx, i));
         IDEFT_TRY(check_runs(ctx, node, own));
     }
@@ -137,8 +128,8 @@ static deft_status_t check_with(const deft_ctx_t *ctx, uint32_t *own)
         in_trees += tree->n_nodes;
     }
     HOLDS(ctx, in_trees == nodes);
-    IDEFT_TRY(check_lists(ctx, dirty, reserving));
-    return check_pool(ctx, own, reserved);
+    IDEFT_TRY(check_dirty(ctx, dirty));
+    return check_pool(ctx, own);
 }
 
 deft_status_t ideft_check(deft_ctx_t *ctx)

@@ -51,6 +51,8 @@ static deft_status_t check_config(const deft_config_t *c)
         (unsigned)c->act_type > DEFT_BF16 || c->n_threads > 1024)
         return refuse(c, DEFT_ERR_INVAL, "an enum or n_threads is out of range");
     const uint32_t D = c->head_dim;
+    if (D == 0)
+        return refuse(c, DEFT_ERR_INVAL, "head_dim is missing");
     if (D != 64 && D != 80 && D != 96 && D != 128 && D != 256)
         return refuse(c, DEFT_ERR_UNSUPPORTED, "head_dim must be 64, 80, 96, 128 or 256");
     if (c->n_q_heads / c->n_kv_heads > 64)
@@ -170,7 +172,6 @@ deft_status_t deft_ctx_info(const deft_ctx_t *ctx, deft_info_t *info)
         .token_bytes = (size_t)g->n_layers * 2 * g->Hkv * g->D * g->elem,
         .pool_tokens = ctx->pool_tokens,
         .live_tokens = ideft_pool_live(&ctx->pool),
-        .reserved_tokens = ctx->pool.n_reserved,
         .n_trees = ctx->n_trees,
         .n_nodes = ctx->n_nodes,
     };

@@ -100,37 +100,50 @@ static uint32_t next_bin(const ideft_pool_t *pool, uint32_t b)
     return IDEFT_BINS;
 }
 
-/* An extent for n slots; where none is sure to fit, the head of the highest used bin: at most a
- * quarter shorter than the largest extent. IDEFT_NONE when nothing is free. */
-static uint32_t find_extent(const ideft_pool_t *pool, uint32_t n)
+/* The head of the highest used bin: at most a quarter shorter than the largest extent. IDEFT_NONE
+ * when nothing is free. */
+static uint32_t large_extent(const ideft_pool_t *pool)
 {
-    const uint32_t fit = bin_fitting(n);
-    uint32_t b = fit < IDEFT_BINS ? next_bin(pool, fit) : IDEFT_BINS;
-    if (b < IDEFT_BINS)
-        return pool->bin[b];
     for (uint32_t w = IDEFT_BINS / 64; w-- > 0;)
         if (pool->used[w] != 0)
             return pool->bin[w * 64 + 63 - (uint32_t)__builtin_clzll(pool->used[w])];
     return IDEFT_NONE;
 }
 
+/* Take n slots at `skip` of a free extent, or what is left of it from there. */
+static uint32_t take_inside(ideft_pool_t *pool, uint32_t extent, uint32_t skip, uint32_t n,
+                            uint32_t *slot_p)
+{
+    const uint32_t have = extent_unlink(pool, extent), got = have - skip < n ? have - skip : n;
+    if (skip > 0)
+        extent_link(pool, extent, skip);
+    if (have > skip + got)
+        extent_link(pool, extent + skip + got, have - skip - got);
+    pool->n_free -= got;
+    *slot_p = extent + skip;
+    return got;
+}
+
 uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
 {
-    const uint32_t first = find_extent(pool, n);
-    if (first == IDEFT_NONE)
+    const uint32_t fit = bin_fitting(n), b = fit < IDEFT_BINS ? next_bin(pool, fit) : IDEFT_BINS;
+    const uint32_t extent = b < IDEFT_BINS ? pool->bin[b] : large_extent(pool);
+    if (extent == IDEFT_NONE)
         return 0;
-    const uint32_t have = extent_unlink(pool, first);
-    uint32_t pad = n >= 16 ? -first & 15 : 0;
-    if (have < pad || have - pad < n)
-        pad = 0;
-    const uint32_t got = have - pad < n ? have - pad : n;
-    if (pad > 0)
-        extent_link(pool, first, pad);
-    if (have > pad + got)
-        extent_link(pool, first + pad + got, have - pad - got);
-    pool->n_free -= got;
-    *slot_p = first + pad;
-    return got;
+    const uint32_t have = pool->slot[extent].a & ~IDEFT_FREE, pad = n >= 16 ? -extent & 15 : 0;
+    return take_inside(pool, extent, have >= pad && have - pad >= n ? pad : 0, n, slot_p);
+}
+
+uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
+{
+    const uint32_t extent = large_extent(pool);
+    if (extent == IDEFT_NONE)
+        return 0;
+    const uint32_t have = pool->slot[extent].a & ~IDEFT_FREE;
+    if (have / 2 < n || have < 64)
+        return ideft_pool_take(pool, n, slot_p);
+    /* an aligned slot near the middle, with as much room before it for whoever grows there */
+    return take_inside(pool, extent, ((extent + have / 2) & ~15u) - extent, n, slot_p);
 }
 
 uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n)

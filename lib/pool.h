@@ -12,6 +12,8 @@ void ideft_pool_fini(ideft_pool_t *pool, ideft_alloc_t *alloc);
  * From 16 slots on the run starts at a multiple of 16 where that costs nothing (vector blocks).
  * Returns how many: 0 only when nothing is free. They belong to the caller, without a span. */
 uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
+/* The same from the middle of free space, so that the run can be extended in place later. */
+uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
 /* Take up to n free slots that start at `slot` exactly; returns how many. */
 uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* Give slots without a span back. */
@@ -30,7 +32,7 @@ void ideft_span_unref(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 
 static inline uint32_t ideft_pool_live(const ideft_pool_t *pool)
 {
-    return pool->n_slots - pool->n_free - pool->n_reserved;
+    return pool->n_slots - pool->n_free;
 }
 
 static inline bool ideft_pool_edge(const ideft_pool_t *pool, uint32_t slot)

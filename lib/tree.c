@@ -121,7 +121,7 @@ static void unhang(deft_ctx_t *ctx, uint32_t index)
     up->n_children--;
 }
 
-/* ---- the lists of nodes with uncomputed tokens and with slots set aside --------------------- */
+/* ---- the list of nodes with uncomputed tokens ------------------------------------------------ */
 
 static void dirty_link(deft_ctx_t *ctx, uint32_t index, uint32_t after)
 {
@@ -157,39 +157,6 @@ void ideft_node_computed(deft_ctx_t *ctx, uint32_t index, uint32_t n)
     node->computed += n;
     if (node->computed == node->len)
         dirty_unlink(ctx, node);
-}
-
-static void set_reserve(deft_ctx_t *ctx, uint32_t index, uint32_t n)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    ctx->pool.n_reserved += n - node->reserve;
-    if ((n > 0) != (node->reserve > 0)) {
-        if (n > 0) {
-            node->res_prev = 0;
-            node->res_next = ctx->res_first;
-            if (ctx->res_first != 0)
-                ideft_node(ctx, ctx->res_first)->res_prev = index;
-            ctx->res_first = index;
-        } else {
-            if (node->res_prev != 0)
-                ideft_node(ctx, node->res_prev)->res_next = node->res_next;
-            else
-                ctx->res_first = node->res_next;
-            if (node->res_next != 0)
-                ideft_node(ctx, node->res_next)->res_prev = node->res_prev;
-        }
-    }
-    node->reserve = n;
-}
-
-/* The slots set aside for a node become free. */
-static void drop_reserve(deft_ctx_t *ctx, uint32_t index)
-{
-    const ideft_node_t *node = ideft_node(ctx, index);
-    if (node->reserve > 0) {
-        ideft_pool_give(&ctx->pool, ideft_runs_end(node), node->reserve);
-        set_reserve(ctx, index, 0);
-    }
 }
 
 /* ---- runs ---------------------------------------------------------------------------------- */
@@ -263,7 +230,6 @@ static void node_free(deft_tree_t *tree, uint32_t index)
 {
     deft_ctx_t *ctx = tree->ctx;
     ideft_node_t *node = ideft_node(ctx, index);
-    drop_reserve(ctx, index);
     if (node->computed < node->len)
         dirty_unlink(ctx, node);
     const ideft_run_t *runs = ideft_runs(node);
@@ -319,7 +285,6 @@ deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n
         return ideft_fail(ctx, DEFT_ERR_INVAL, "the node has %u tokens, not %zu", node->len, n);
     if (node->n_children > 0)
         return ideft_fail(ctx, DEFT_ERR_STATE, "the node has children");
-    drop_reserve(ctx, index);
     if (node->computed < node->len && node->computed >= n)
         dirty_unlink(ctx, node);
     ideft_run_t *runs = runs_of(node);
@@ -373,7 +338,6 @@ deft_status_t deft_tree_fork(deft_tree_t *tree, deft_node_t handle, size_t n, de
     if (n == 0 || n > IDEFT_MAX_NODES || kids_p == NULL)
         return ideft_fail(ctx, DEFT_ERR_INVAL, "cannot fork %zu children", n);
     IDEFT_TRY(reserve_nodes(ctx, n));
-    drop_reserve(ctx, index);
     const ideft_node_t *node = ideft_node(ctx, index);
     for (size_t i = 0; i < n; i++) {
         const uint32_t kid = node_new(tree, node->start + node->len);
@@ -413,7 +377,6 @@ static void split_node(deft_ctx_t *ctx, uint32_t index, uint32_t tail_index, uin
 {
     ideft_node_t *node = ideft_node(ctx, index), *tail = ideft_node(ctx, tail_index);
     const bool was_dirty = node->computed < node->len;
-    drop_reserve(ctx, index);
     divide_runs(ctx, node, offset, tail, array, cap);
     tail->len = node->len - offset;
     tail->computed = node->computed > offset ? node->computed - offset : 0;
@@ -470,20 +433,11 @@ deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t handle, size_t of
     return changed(ctx);
 }
 
-/* Slots set aside behind a run that begins now, so that a growing leaf stays in one piece while
- * its siblings grow beside it. A node's first tokens get none: draft trees pack densely. All that
- * is set aside stays below 1/32 of what is used, and goes back before the pool counts as full. */
-static uint32_t wanted_reserve(const deft_ctx_t *ctx, const ideft_node_t *node)
-{
-    const uint32_t by_length = node->len < 2 ? node->len * 2 : node->len < 64 ? node->len : 64;
-    const uint32_t budget = ideft_pool_live(&ctx->pool) / 32;
-    const uint32_t left = budget > ctx->pool.n_reserved ? budget - ctx->pool.n_reserved : 0;
-    return by_length < left ? by_length : left;
-}
-
 /* Slots [slot, slot+n) behind the node's last run become its tokens. */
 static void extend_run(deft_ctx_t *ctx, ideft_node_t *node, uint32_t slot, uint32_t n)
 {
+    /* another owner may have cut the last span since */
+    node->last_span = ideft_span_last(&ctx->pool, node->last_span, slot - node->last_span);
     ideft_slot_t *span = &ctx->pool.slot[node->last_span];
     if (span->b == 1) {
         span->a += n;
@@ -495,44 +449,39 @@ static void extend_run(deft_ctx_t *ctx, ideft_node_t *node, uint32_t slot, uint3
     node->len += n;
 }
 
-/* As many of n tokens as fit behind the last run: slots set aside, then free ones. */
+/* As many of n tokens as there are free slots behind the last run. */
 static uint32_t grow_in_place(deft_ctx_t *ctx, uint32_t index, uint32_t n)
 {
     ideft_node_t *node = ideft_node(ctx, index);
     if (node->n_runs == 0)
         return 0;
-    const uint32_t end = ideft_runs_end(node);
-    uint32_t got = node->reserve < n ? node->reserve : n;
-    if (got > 0)
-        set_reserve(ctx, index, node->reserve - got);
-    if (got < n)
-        got += ideft_pool_take_at(&ctx->pool, end + got, n - got);
+    const uint32_t end = ideft_runs_end(node), got = ideft_pool_take_at(&ctx->pool, end, n);
     if (got > 0)
         extend_run(ctx, node, end, got);
     return got;
 }
 
-/* A run of its own for up to n tokens; there is room for it in the node's array. */
+/* A run of its own for up to n tokens; there is room for it in the node's array. A node's first
+ * tokens pack densely: draft trees stay together. A node that grows on gets its next run in the
+ * middle of free space, where it can go on growing while its siblings do so elsewhere: nothing is
+ * set aside, and still a long node has few runs. */
 static uint32_t grow_apart(deft_ctx_t *ctx, uint32_t index, uint32_t n)
 {
     ideft_node_t *node = ideft_node(ctx, index);
-    const uint32_t extra = wanted_reserve(ctx, node);
-    uint32_t slot, got = ideft_pool_take(&ctx->pool, n + extra, &slot);
-    const uint32_t mine = got < n ? got : n;
-    ideft_span_make(&ctx->pool, slot, mine);
-    runs_of(node)[node->n_runs++] = (ideft_run_t){ slot, mine };
+    uint32_t slot;
+    const uint32_t got = node->len == 0 ? ideft_pool_take(&ctx->pool, n, &slot)
+                                        : ideft_pool_take_apart(&ctx->pool, n, &slot);
+    ideft_span_make(&ctx->pool, slot, got);
+    runs_of(node)[node->n_runs++] = (ideft_run_t){ slot, got };
     node->last_span = slot;
-    node->len += mine;
-    if (got > mine)
-        set_reserve(ctx, index, got - mine);
-    return mine;
+    node->len += got;
+    return got;
 }
 
 /* Undo what append has done so far. */
 static void shrink_to(deft_ctx_t *ctx, uint32_t index, uint32_t len)
 {
     ideft_node_t *node = ideft_node(ctx, index);
-    drop_reserve(ctx, index);
     while (node->len > len) {
         ideft_run_t *last = &runs_of(node)[node->n_runs - 1];
         const uint32_t cut = node->len - len < last->n ? node->len - len : last->n;
@@ -570,7 +519,6 @@ static deft_status_t append_slots(deft_ctx_t *ctx, uint32_t index, uint32_t n)
             shrink_to(ctx, index, before);
             return status;
         }
-        drop_reserve(ctx, index);
         left -= grow_apart(ctx, index, left);
     }
     return DEFT_OK;
@@ -589,13 +537,9 @@ deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n,
         return ideft_fail(ctx, DEFT_ERR_STATE, "the node has children: append to a leaf");
     if (n > IDEFT_MAX_TOKENS - node->start - node->len)
         return ideft_fail(ctx, DEFT_ERR_INVAL, "a path of more than %zu tokens", IDEFT_MAX_TOKENS);
-    if (n > ctx->pool.n_free + node->reserve) {
-        if (n > (size_t)ctx->pool.n_free + ctx->pool.n_reserved)
-            return ideft_fail(ctx, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free", n,
-                              ctx->pool.n_free + ctx->pool.n_reserved, ctx->pool.n_slots);
-        while (ctx->res_first != 0)
-            drop_reserve(ctx, ctx->res_first);
-    }
+    if (n > ctx->pool.n_free)
+        return ideft_fail(ctx, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free", n,
+                          ctx->pool.n_free, ctx->pool.n_slots);
     const uint32_t len = node->len;
     const bool was_dirty = node->computed < len;
     IDEFT_TRY(append_slots(ctx, index, (uint32_t)n));
@@ -628,7 +572,6 @@ static void absorb_child(deft_tree_t *tree, uint32_t index)
     const uint32_t kid_index = node->first_child;
     ideft_node_t *kid = ideft_node(ctx, kid_index);
     const bool was_dirty = node->computed < node->len, kid_dirty = kid->computed < kid->len;
-    drop_reserve(ctx, kid_index);
     node->n_runs = collect_runs(kid, runs_of(node), node->n_runs);
     if (!was_dirty) {
         node->computed = node->len + kid->computed;
@@ -648,28 +591,40 @@ static void absorb_child(deft_tree_t *tree, uint32_t index)
     mark_end(ctx, node);
 }
 
+/* The node that a chain of only children down to `index` hangs from, and its length. */
+static uint32_t chain_top(const deft_ctx_t *ctx, uint32_t index, uint32_t *depth_p)
+{
+    *depth_p = 0;
+    for (uint32_t up; (up = ideft_node(ctx, index)->parent) != 0; index = up, (*depth_p)++)
+        if (ideft_node(ctx, up)->n_children != 1)
+            break;
+    return index;
+}
+
 deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t handle, deft_node_t *node_p)
 {
     uint32_t index;
     IDEFT_TRY(mutable_node(tree, handle, &index));
     deft_ctx_t *ctx = tree->ctx;
-    /* Room first, for every chain on the path: it stays as spare room if a later one fails. */
+    /* Room first, in the topmost node of every chain: it stays as spare room if a later one fails. */
     uint32_t runs = 0;
     for (uint32_t at = index; at != 0; at = ideft_node(ctx, at)->parent) {
         ideft_node_t *node = ideft_node(ctx, at);
-        if (at == index || node->n_children != 1)
-            runs = 0;
+        const uint32_t parent = node->parent;
         runs += node->n_runs;
-        if (at != index && node->n_children == 1)
-            IDEFT_TRY(runs_grow(ctx, node, runs));
+        if (parent == 0 || ideft_node(ctx, parent)->n_children != 1) {
+            if (runs > node->n_runs)
+                IDEFT_TRY(runs_grow(ctx, node, runs));
+            runs = 0;
+        }
     }
-    uint32_t end = index;
-    for (uint32_t at = ideft_node(ctx, index)->parent; at != 0; at = ideft_node(ctx, at)->parent) {
-        if (ideft_node(ctx, at)->n_children != 1)
-            continue;
-        if (ideft_node(ctx, at)->first_child == end)
-            end = at;
-        absorb_child(tree, at);
+    uint32_t depth, end = chain_top(ctx, index, &depth);
+    for (uint32_t i = 0; i < depth; i++)
+        absorb_child(tree, end);
+    for (uint32_t at = ideft_node(ctx, end)->parent; at != 0; at = ideft_node(ctx, at)->parent) {
+        at = chain_top(ctx, at, &depth);
+        for (uint32_t i = 0; i < depth; i++)
+            absorb_child(tree, at);
     }
     ctx->topology++;
     if (node_p != NULL)

@@ -20,7 +20,7 @@ static inline const ideft_run_t *ideft_runs(const ideft_node_t *node)
     return node->run_cap == 0 ? &node->run.one : node->run.many;
 }
 
-/* The slots behind a node's last run that are set aside for it follow this one. */
+/* The slot behind a node's last run. */
 static inline uint32_t ideft_runs_end(const ideft_node_t *node)
 {
     const ideft_run_t *last = &ideft_runs(node)[node->n_runs - 1];

@@ -38,7 +38,7 @@ typedef struct ideft_buf {
  *   any slot of a span             tag = token id, -1 for none
  * edge bit(s) == s is the first or the last slot of a free extent: entries of other slots are
  *                stale and never read.
- * live + reserved + free == capacity;  live == sum of span lengths;  no two free extents adjoin. */
+ * live + free == capacity;  live == sum of span lengths;  no two free extents adjoin. */
 #define IDEFT_FREE 0x80000000u
 #define IDEFT_BINS 128 /* 32 powers of two, 4 steps each (TLSF, Masmano et al., ECRTS 2004) */
 
@@ -52,7 +52,6 @@ typedef struct ideft_pool {
     uint64_t *edge;
     uint32_t n_slots;
     uint32_t n_free;
-    uint32_t n_reserved;
     uint32_t bin[IDEFT_BINS]; /* first extent of each, IDEFT_NONE if empty */
     uint64_t used[IDEFT_BINS / 64];
 } ideft_pool_t;
@@ -65,8 +64,7 @@ typedef struct ideft_run {
 /* ---- tree.c -------------------------------------------------------------------------------
  * len == sum of runs[].n;  computed <= len;  start == parent's start + len
  * n_children == nodes on the list first_child, next, ...
- * the node is on the dirty list       iff computed < len
- * the node is on the reserve list     iff reserve > 0; its slots follow its last run; it is a leaf
+ * the node is on the dirty list iff computed < len
  * a slot that several nodes own lies in a span with as many owners
  * tree == 0 iff the node is free; then parent is the next free one.
  * The first 64 bytes are what a plan reads. */
@@ -78,15 +76,14 @@ typedef struct ideft_node {
     uint32_t n_runs, run_cap; /* run_cap 0: the run is `one` */
     uint32_t mark, mark_epoch; /* plan.c: index among the active nodes of plan number mark_epoch */
     uint32_t dirty_prev, dirty_next;
-    uint32_t reserve;
+    uint32_t last_child;
     union {
         ideft_run_t one;
         ideft_run_t *many;
     } run;
-    uint32_t last_child, prev, next;
+    uint32_t prev, next;
     uint32_t n_children;
-    uint32_t res_prev, res_next;
-    uint32_t last_span; /* first slot of the span that ends the last run; valid while len > 0 */
+    uint32_t last_span; /* first slot of a span near the end of the last run; valid while len > 0 */
     void *user;
 } ideft_node_t;
 
@@ -228,7 +225,6 @@ struct deft_ctx {
     uint32_t free_node, next_node; /* free list; first index never used */
     size_t n_nodes;
     uint32_t dirty_first, dirty_last;
-    uint32_t res_first;
     deft_tree_t *tree_first, *tree_last;
     uint32_t next_tree;
     size_t n_trees;

@@ -30,7 +30,7 @@ typedef struct deft_step deft_step_t;
 typedef struct deft_rows {
     deft_tree_t *tree;
     deft_node_t node;
-    size_t n;         /**< 0: all that are not yet computed */
+    size_t n;         /**< 0: all that are not yet computed; more than there are: DEFT_ERR_STATE */
 } deft_rows_t;
 
 /** A row's output bits depend on its own path alone (its nodes, their lengths and their KV), not on
@@ -41,7 +41,7 @@ typedef struct deft_rows {
 /** Open a step and plan it.
  *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most once.
  *                    NULL with n_rows 0: every token of every tree that is not yet computed, nodes
- *                    in the order in which they were first appended to.
+ *                    in the order in which they were first appended to since they were computed.
  *  @param[in] flags  0 or DEFT_STEP_INVARIANT.
  *  @param[out] step_p  owned by the context; ends with deft_step_end() or deft_step_abandon().
  *  @return DEFT_OK; DEFT_ERR_INVAL (a node twice, unknown flag, a tree of another context);
@@ -94,13 +94,13 @@ DEFT_API void deft_step_abandon(deft_step_t *step);
 /** What a step's plan moves, for one layer unless said otherwise. All bytes are of the KV type. */
 typedef struct deft_step_stats {
     size_t struct_size;       /**< in: sizeof(deft_step_stats_t) */
-    deft_split_t split;       /**< the split that made the plan */
+    deft_split_t split;       /**< the split that made the plan; NODE_CHUNK for an invariant step */
     int patched;              /**< 1: made from the last plan; 2: its groups cut again; 0: afresh */
     uint64_t plan_ns;         /**< time of deft_step_begin() spent on it */
     size_t rows;
     size_t groups;            /**< groups a KV head */
     size_t partials;          /**< (row, group) pairs that the reduction merges */
-    uint64_t kv_unique_bytes; /**< KV that some row sees, each slot once: what has to be read */
+    uint64_t kv_unique_bytes; /**< KV that some row sees, once a tree: what has to be read */
     uint64_t kv_logical_bytes;/**< KV over the rows, each its own path: sequence attention's reads */
     uint64_t kv_read_bytes;   /**< KV over the groups of this plan: what they ask the caches for */
     uint64_t partial_bytes;   /**< partial results written and read again */

@@ -37,7 +37,7 @@ typedef enum deft_split {
     DEFT_SPLIT_NODE = 1,       /**< one group a node */
     DEFT_SPLIT_NODE_CHUNK = 2, /**< one group a node, long nodes cut at chunk_tokens */
     DEFT_SPLIT_FLATTEN = 3,    /**< the tree's KV in depth-first order, cut into even chunks */
-    DEFT_SPLIT_SEQUENCE = 4    /**< each row reads its own path (flash-decoding): the baseline */
+    DEFT_SPLIT_SEQUENCE = 4    /**< each node with rows reads its own path (flash-decoding): the baseline */
 } deft_split_t;
 
 /** Instruction set of the CPU backend, for deft_config_t.isa; each includes those before it. */
@@ -107,7 +107,6 @@ typedef struct deft_info {
     size_t token_bytes;       /**< bytes of one slot: K and V of all layers */
     size_t pool_tokens;       /**< slots in all */
     size_t live_tokens;       /**< slots that nodes own, a shared one counted once */
-    size_t reserved_tokens;   /**< slots set aside for growing nodes; given back before the pool is full */
     size_t n_trees;
     size_t n_nodes;
 } deft_info_t;

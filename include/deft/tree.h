@@ -52,7 +52,7 @@ DEFT_API deft_status_t deft_tree_fork(deft_tree_t *tree, deft_node_t node, size_
 /** Branch inside a node: @p node keeps its first @p offset tokens, its user pointer and its handle;
  *  one new child, the tail, takes the other tokens and the old children; @p n new empty children
  *  follow it. No KV is copied. With @p offset equal to the length there is nothing to take over:
- *  deft_tree_fork() with *tail_p = DEFT_NODE_NONE.
+ *  the same as deft_tree_fork() (nothing for n 0), *tail_p = DEFT_NODE_NONE.
  *  @param[out] kids_p  [n] new handles; n may be 0, then it may be NULL.
  *  @param[out] tail_p  the tail, or NULL if the caller does not want it.
  *  @return as deft_tree_fork(); DEFT_ERR_INVAL also where offset is beyond the node's length.
@@ -73,8 +73,7 @@ DEFT_API deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t node, siz
  *  DEFT_ERR_BUSY. Cost: O(nodes removed and their runs). */
 DEFT_API deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t node);
 
-/** Cut @p node back to its first @p n tokens (a rejected draft). Never allocates, unless a span is
- *  shared. @return DEFT_OK; DEFT_ERR_INVAL (n beyond the length); DEFT_ERR_STATE (the node has
+/** Cut @p node back to its first @p n tokens (a rejected draft). Never allocates. @return DEFT_OK; DEFT_ERR_INVAL (n beyond the length); DEFT_ERR_STATE (the node has
  *  children); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(runs removed). */
 DEFT_API deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t node, size_t n);
 
