@@ -295,6 +295,14 @@ static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
     const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
     const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
     sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
+    /* more than one line an iteration: memory binds, ask for the surplus at once */
+    for (uint32_t i = 0, left = bytes; i < 2; i++)
+        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
+            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
+            sc->ahead[i].at += 64;
+            sc->ahead[i].bytes -= 64;
+            left -= 64;
+        }
 }
 
 /* Scores of rows [r, r + n) over the tile. */
@@ -611,8 +619,10 @@ static void add_seg(const work_t *w, const ideft_seg_t *seg)
     if (begin >= end || seg->n == 0)
         return;
     const bool same = sc->cols > 0 && begin == sc->begin && end == sc->end && sc->uniform;
-    if (sc->cols > 0 && !same && !(sc->small && seg->n < SMALL))
+    if (sc->cols > 0 && !same && !(sc->small && seg->n < SMALL)) {
+        look_ahead(w, seg->slot, seg->n);
         flush(w);
+    }
     uint32_t slot = seg->slot, pos = seg->pos, left = seg->n;
     while (left > 0) {
         if (sc->cols == TILE) {
