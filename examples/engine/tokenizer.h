@@ -4,8 +4,10 @@
  *
  *  Text is cut into words by the pattern that `tokenizer.ggml.pre` names, and
  *  each word's bytes are merged pairwise in the order of
- *  `tokenizer.ggml.merges`. Every byte has a token, so decode(encode(x)) == x
- *  for any bytes, valid UTF-8 or not.
+ *  `tokenizer.ggml.merges`. Text may be any bytes, valid UTF-8 or not, and
+ *  decode(encode(x)) == x unless x has a byte that the vocabulary lacks
+ *  (tokenizer_has_byte()): such bytes are dropped, as in the reference
+ *  implementations, so that ids stay those the model was trained on.
  *
  *  Threads: a tokenizer is read-only once created; threads may share it. */
 #ifndef ENGINE_TOKENIZER_H
@@ -36,8 +38,8 @@ void tokenizer_free(tokenizer_t *tok);
  *                        forge one; 1: it becomes that token.
  *  @param[out] ids_p     ids, to be freed with free(); never NULL on success.
  *  @param[out] n_p       how many.
- *  @return 0; -1 out of memory or the pattern engine failed, with the outputs
- *  untouched.   Cost: O(n log n) even for one long word. */
+ *  @return 0; -1 out of memory, a word of 2^30 bytes, or PCRE2 failed; the
+ *  outputs are untouched.   Cost: O(n log n) even for one long word. */
 int tokenizer_encode(const tokenizer_t *tok, const char *text, size_t n, int parse_special,
                      int32_t **ids_p, size_t *n_p);
 
@@ -64,6 +66,9 @@ size_t tokenizer_vocab_size(const tokenizer_t *tok);
 /** Id of the token whose text is the @p n bytes @p text exactly (control
  *  tokens included, byte-level tokens by the bytes they stand for), or -1. */
 int32_t tokenizer_find(const tokenizer_t *tok, const char *text, size_t n);
+/** 1 when @p byte has a token, so that no text loses it. SmolLM2 lacks some
+ *  control characters and the bytes that begin no assigned character. */
+int tokenizer_has_byte(const tokenizer_t *tok, unsigned char byte);
 /** 1 when chats are written as <|im_start|>role ... <|im_end|>: both control
  *  tokens exist and the model's chat template, if any, uses them. */
 int tokenizer_has_chatml(const tokenizer_t *tok);
