@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT */
+/* Contexts and statuses: what a configuration may be, and what a context tells of itself. */
+#include "fixture.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+START_TEST(test_ctx_create_refuses_bad_configs)
+{
+    const deft_config_t good = t_config(100);
+    deft_ctx_t *ctx = NULL;
+    deft_config_t cfg;
+
+#define BAD(_field, _value, _want)                                                                 \
+    cfg = good;                                                                                    \
+    cfg._field = (_value);                                                                         \
+    ck_assert_msg(deft_ctx_create(&cfg, &ctx) == (_want), #_field " = " #_value);                  \
+    ck_assert_ptr_null(ctx)
+
+    ck_assert_int_eq(deft_ctx_create(NULL, &ctx), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_ctx_create(&good, NULL), DEFT_ERR_INVAL);
+    BAD(struct_size, 0, DEFT_ERR_INVAL);
+    BAD(struct_size, 8, DEFT_ERR_INVAL);
+    BAD(flags, 1, DEFT_ERR_INVAL);
+    BAD(flags, UINT64_C(1) << 63, DEFT_ERR_INVAL);
+    BAD(device, (deft_device_t)77, DEFT_ERR_INVAL);
+    BAD(n_layers, 0, DEFT_ERR_INVAL);
+    BAD(n_layers, 65536, DEFT_ERR_INVAL);
+    BAD(n_layers, UINT32_MAX, DEFT_ERR_INVAL);
+    BAD(n_q_heads, 0, DEFT_ERR_INVAL);
+    BAD(n_kv_heads, 0, DEFT_ERR_INVAL);
+    BAD(n_kv_heads, 3, DEFT_ERR_INVAL); /* 2 is no multiple of 3 */
+    BAD(n_kv_heads, UINT32_MAX, DEFT_ERR_INVAL);
+    BAD(head_dim, 0, DEFT_ERR_INVAL);
+    BAD(head_dim, 72, DEFT_ERR_UNSUPPORTED);
+    BAD(head_dim, 63, DEFT_ERR_UNSUPPORTED);
+    BAD(head_dim, UINT32_MAX, DEFT_ERR_UNSUPPORTED);
+    BAD(kv_type, (deft_dtype_t)9, DEFT_ERR_INVAL);
+    BAD(act_type, (deft_dtype_t)9, DEFT_ERR_INVAL);
+    BAD(act_type, DEFT_F16, DEFT_ERR_UNSUPPORTED);
+    BAD(pool_tokens, 0, DEFT_ERR_INVAL);
+    BAD(isa, (deft_isa_t)99, DEFT_ERR_INVAL);
+    BAD(split, (deft_split_t)99, DEFT_ERR_INVAL);
+    BAD(scale, -1.0f, DEFT_ERR_INVAL);
+    BAD(softcap, -1.0f, DEFT_ERR_INVAL);
+#undef BAD
+}
+END_TEST
+
+START_TEST(test_ctx_create_refuses_absurd_pools)
+{
+    static const size_t sizes[] = { SIZE_MAX, SIZE_MAX / 2, SIZE_MAX / 512, SIZE_MAX / 4096 };
+
+    for (size_t i = 0; i < 4; i++) {
+        deft_config_t cfg = t_config(sizes[i]);
+        world_t *none = NULL;
+        const deft_status_t status = world_try(&cfg, 1, false, &none);
+
+        ck_assert_msg(status == DEFT_ERR_INVAL || status == DEFT_ERR_NOMEM
+                      || status == DEFT_ERR_LIMIT, "%zu tokens: %s", sizes[i],
+                      deft_status_name(status));
+    }
+}
+END_TEST
+
+START_TEST(test_ctx_create_takes_a_longer_config_with_a_zero_tail)
+{
+    struct {
+        deft_config_t cfg;
+        unsigned char tail[32];
+    } longer = { .cfg = t_config(100) };
+    deft_ctx_t *ctx = NULL;
+
+    longer.cfg.struct_size = sizeof(longer);
+    ck_assert_int_eq(deft_ctx_create(&longer.cfg, &ctx), DEFT_OK);
+    deft_ctx_destroy(ctx);
+    ctx = NULL;
+    longer.tail[31] = 1;
+    ck_assert_int_eq(deft_ctx_create(&longer.cfg, &ctx), DEFT_ERR_INVAL);
+    ck_assert_ptr_null(ctx);
+}
+END_TEST
+
+START_TEST(test_ctx_create_copies_its_arrays)
+{
+    uint32_t windows[] = { 3 };
+    float sinks[] = { 1, 2 };
+    deft_config_t cfg = t_config(100);
+    deft_ctx_t *ctx = NULL;
+
+    cfg.windows = windows;
+    cfg.sinks = sinks;
+    ck_assert_int_eq(deft_ctx_create(&cfg, &ctx), DEFT_OK);
+    windows[0] = 0;
+    sinks[0] = 99;
+    deft_ctx_destroy(ctx);
+}
+END_TEST
+
+START_TEST(test_ctx_info_tells_what_was_made)
+{
+    const deft_info_t info = world_info(w);
+    deft_info_t partial;
+
+    ck_assert_int_eq(info.device, DEFT_DEVICE_CPU);
+    ck_assert_uint_eq(info.n_threads, 1);
+    ck_assert_int_eq(info.kv_type, DEFT_F32);
+    ck_assert_uint_eq(info.token_bytes, 2 * 64 * sizeof(float));
+    ck_assert_uint_ge(info.pool_tokens, 1000);
+    ck_assert_uint_eq(info.live_tokens, 0);
+    ck_assert_uint_eq(info.n_trees, 2);
+    ck_assert_uint_eq(info.n_nodes, 2);
+    ck_assert_ptr_nonnull(info.backend);
+    memset(&partial, 0x77, sizeof(partial));
+    partial.struct_size = offsetof(deft_info_t, n_threads);
+    T_OK(deft_ctx_info(w->ctx, &partial));
+    ck_assert_int_eq(partial.isa, info.isa);
+    ck_assert_uint_eq(partial.n_threads, 0x77777777);
+    ck_assert_int_eq(deft_ctx_info(w->ctx, NULL), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_ctx_info(NULL, &partial), DEFT_ERR_INVAL);
+    partial.struct_size = 0;
+    ck_assert_int_eq(deft_ctx_info(w->ctx, &partial), DEFT_ERR_INVAL);
+    ck_assert_uint_eq(partial.n_threads, 0x77777777);
+}
+END_TEST
+
+START_TEST(test_ctx_destroy_takes_trees_and_an_open_step)
+{
+    sstep_t ss;
+
+    plant();
+    T_OK(world_begin(w, NULL, 0, 0, &ss));
+    sstep_free(&ss);
+    world_free(w); /* checks the balance */
+    w = other_w;
+    t = other_t;
+    other_w = NULL;
+}
+END_TEST
+
+START_TEST(test_ctx_set_split_refuses_unknown)
+{
+    for (int split = 0; split < 5; split++) {
+        T_OK(deft_ctx_set_split(w->ctx, (deft_split_t)split));
+    }
+    ck_assert_int_eq(deft_ctx_set_split(w->ctx, (deft_split_t)5), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_ctx_set_split(w->ctx, (deft_split_t)-1), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_ctx_set_split(NULL, DEFT_SPLIT_NODE), DEFT_ERR_INVAL);
+}
+END_TEST
+
+START_TEST(test_status_names_and_texts)
+{
+#define EACH(_name, _value, _text)                                                                 \
+    ck_assert_int_eq(DEFT_##_name, _value);                                                        \
+    ck_assert_str_eq(deft_strerror((deft_status_t)(_value)), _text);                               \
+    ck_assert_str_eq(deft_status_name((deft_status_t)(_value)), "DEFT_" #_name);
+    DEFT_STATUS_MAP(EACH)
+#undef EACH
+    ck_assert_ptr_nonnull(deft_strerror((deft_status_t)-12345));
+    ck_assert_ptr_nonnull(deft_status_name((deft_status_t)12345));
+    ck_assert_str_eq(deft_last_error(w->ctx), "");
+    ck_assert_ptr_nonnull(deft_last_error(NULL));
+    ck_assert_ptr_nonnull(strchr(deft_version(), '.'));
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        test_ctx_create_refuses_bad_configs,
+        test_ctx_create_refuses_absurd_pools,
+        test_ctx_create_takes_a_longer_config_with_a_zero_tail,
+        test_ctx_create_copies_its_arrays,
+        test_ctx_info_tells_what_was_made,
+        test_ctx_destroy_takes_trees_and_an_open_step,
+        test_ctx_set_split_refuses_unknown,
+        test_status_names_and_texts,
+    };
+
+    return suite_run("ctx", fixture_setup, fixture_teardown, tests,
+                     sizeof(tests) / sizeof(tests[0]));
+}
