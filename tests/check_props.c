@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: MIT */
+/* Attention has properties that need no oracle: constant V gives constant O, one token gives its own
+ * V, equal logits give the mean; and what one branch holds, NaN included, is no other's business.
+ * Each on every instruction set, KV type and split. */
+#include "problem.h"
+#include "suite.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the grid ---- */
+
+typedef struct cell {
+    deft_config_t cfg;
+    size_t index;
+    uint64_t seed;
+} cell_t;
+
+typedef void (*cell_fn)(const cell_t *cell);
+
+static void grid(cell_fn fn)
+{
+    static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    static const uint32_t ratios[] = { 1, 4, 2, 8, 3 };
+    cell_t cell = { .seed = t_seed(77) };
+    const size_t stride = t_scale() < 0.5 ? 7 : 1;
+
+    for (int type = DEFT_F32; type <= DEFT_BF16; type++) {
+        lane_t lanes[LANES_MAX];
+        const size_t n = problem_lanes((deft_dtype_t)type, lanes);
+
+        for (size_t i = 0; i < n * 5 * 2; i++, cell.index++) {
+            const lane_t lane = lanes[i / 10];
+
+            if (cell.index % stride != 0) {
+                continue;
+            }
+            cell.cfg = t_config(700);
+            cell.cfg.device = lane.device;
+            cell.cfg.isa = lane.isa;
+            cell.cfg.kv_type = (deft_dtype_t)type;
+            cell.cfg.split = problem_splits[i % 5];
+            cell.cfg.chunk_tokens = i % 10 < 5 ? 32 : 0;
+            cell.cfg.n_threads = 1 + (i / 5) % 2;
+            cell.cfg.n_layers = 1 + (uint32_t)(i % 3 == 0);
+            cell.cfg.head_dim = dims[cell.index % 5];
+            cell.cfg.n_kv_heads = 2;
+            cell.cfg.n_q_heads = 2 * ratios[cell.index / 2 % 5];
+            t_note("check_props cell %zu seed %#llx: %s, isa %s (device %d), split %s, chunk %u, "
+                   "threads %u, D %u, heads %u/2", cell.index, (unsigned long long)cell.seed,
+                   t_type_name(cell.cfg.kv_type), t_isa_name(lane.isa), lane.device,
+                   t_split_name(cell.cfg.split), cell.cfg.chunk_tokens, cell.cfg.n_threads,
+                   cell.cfg.head_dim, cell.cfg.n_q_heads);
+            fn(&cell);
+        }
+    }
+}
+
+/* A prompt, four branches, and a draft tree below the second: all uncomputed. */
+static stree_t *small_tree(world_t *w, const cell_t *cell)
+{
+    play_t play = { .w = w, .max_trees = 1, .max_nodes = 40, .max_len = 40, .id_range = 9 };
+    stree_t *t = world_tree(w);
+
+    rng_init(&play.rng, t_mix(cell->seed, cell->index));
+    play_append(&play, t, t->root, 50 + rng_below(&play.rng, 50));
+    T_OK(s_fork(w, t, t->root, 4));
+    for (size_t i = 0; i < 4; i++) {
+        play_append(&play, t, s_kid(t->root, i), 1 + rng_below(&play.rng, 70));
+    }
+    for (size_t i = 0; i < 6; i++) {
+        snode_t *node = s_kid(t->root, 1);
+
+        while (node->n_kids != 0 && rng_chance(&play.rng, 0.7)) {
+            node = s_kid(node, rng_below(&play.rng, node->n_kids));
+        }
+        T_OK(s_fork(w, t, node, 1));
+        play_append(&play, t, s_last_kid(node), 1);
+    }
+    return t;
+}
+
+static double tolerance(const world_t *w)
+{
+    return s_tolerance(&w->info);
+}
+
+/* ---- constant V ---- */
+
+static void tweak_constant_v(const world_t *w, int what, uint32_t layer, uint64_t key, float *x,
+                             size_t n)
+{
+    (void)key;
+    for (size_t i = 0; i < n && what == W_V; i++) {
+        x[i] = (float)(i % w->D) * 0.125f - 4.0f + (float)layer; /* exact in every KV type */
+    }
+}
+
+static void cell_constant_v(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    const double scale = cell->cfg.kv_type == DEFT_BF16 ? 4e-3 : tolerance(w);
+    sstep_t ss;
+
+    w->tweak = tweak_constant_v;
+    small_tree(w, cell);
+    world_step(w, NULL, 0, 0, S_FUSED, &ss);
+    for (uint32_t layer = 0; layer < w->L; layer++) {
+        for (size_t i = 0; i < ss.o.n; i++) {
+            const double want = (double)t_round((float)(i % w->D) * 0.125f - 4.0f + (float)layer,
+                                                w->cfg.kv_type);
+            const double got = (double)ss.out[layer * ss.o.n + i];
+
+            T_CHECK(fabs(got - want) <= scale * (fabs(want) + 1), "row %zu: %g, not %g",
+                    i / (w->Hq * w->D), got, want);
+        }
+    }
+    sstep_free(&ss);
+    world_free(w);
+}
+
+START_TEST(test_attn_constant_v_gives_constant_o)
+{
+    grid(cell_constant_v);
+}
+END_TEST
+
+/* ---- one token ---- */
+
+static void cell_single(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    stree_t *t = world_tree(w);
+    const size_t group = w->Hq / w->Hkv;
+    sstep_t ss;
+
+    T_OK(s_fork(w, t, t->root, 1)); /* below an empty root */
+    T_OK(s_append(w, t, s_kid(t->root, 0), 1, NULL));
+    world_step(w, NULL, 0, 0, S_TWICE, &ss);
+    for (uint32_t layer = 0; layer < w->L; layer++) {
+        const float *v = s_kid(t->root, 0)->kv + ((size_t)layer * 2 + 1) * w->Hkv * w->D;
+
+        for (size_t i = 0; i < ss.o.n; i++) {
+            const double want = (double)v[i / w->D / group * w->D + i % w->D];
+            const double got = (double)ss.out[layer * ss.o.n + i];
+
+            T_CHECK(fabs(got - want) <= 1e-6 * fabs(want), "output %zu: %g, not V's %g", i, got,
+                    want);
+        }
+    }
+    sstep_free(&ss);
+    world_free(w);
+}
+
+START_TEST(test_attn_single_token_gives_its_v)
+{
+    grid(cell_single);
+}
+END_TEST
+
+/* ---- equal logits ---- */
+
+static void tweak_zero_q(const world_t *w, int what, uint32_t layer, uint64_t key, float *x,
+                         size_t n)
+{
+    (void)w;
+    (void)layer;
+    (void)key;
+    if (what == W_Q) {
+        memset(x, 0, n * sizeof(*x));
+    }
+}
+
+static void tweak_same_k(const world_t *w, int what, uint32_t layer, uint64_t key, float *x,
+                         size_t n)
+{
+    (void)w;
+    (void)key;
+    if (what == W_K) {
+        t_fill(layer + 5, 1, x, n);
+    }
+}
+
+static void tweak_huge_q(const world_t *w, int what, uint32_t layer, uint64_t key, float *x,
+                         size_t n)
+{
+    (void)w;
+    (void)layer;
+    (void)key;
+    for (size_t i = 0; i < n && what == W_Q; i++) {
+        x[i] *= 1000;
+    }
+}
+
+static void equal_logits(const cell_t *cell, bool same_k)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    s_err_t err = { 0 };
+    sstep_t ss;
+
+    w->tweak = same_k ? tweak_same_k : tweak_zero_q;
+    small_tree(w, cell);
+    world_step(w, NULL, 0, 0, S_SPLIT_CALLS, &ss);
+    world_compare(w, &ss, 40, &err);
+    T_CHECK(s_err_norm(&err) < tolerance(w), "error %g", s_err_norm(&err));
+    sstep_free(&ss);
+    world_free(w);
+}
+
+static void cell_equal(const cell_t *cell)
+{
+    equal_logits(cell, cell->index % 2 == 0);
+}
+
+START_TEST(test_attn_equal_logits_give_the_mean)
+{
+    grid(cell_equal);
+}
+END_TEST
+
+/* Logits of tens of thousands: nothing overflows, the largest wins. */
+static void cell_huge(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    s_err_t err = { 0 };
+    sstep_t ss;
+
+    w->tweak = tweak_huge_q;
+    small_tree(w, cell);
+    world_step(w, NULL, 0, 0, S_SPLIT_CALLS, &ss);
+    world_compare(w, &ss, 40, &err);
+    T_CHECK(w->info.isa >= DEFT_ISA_AVX512_BF16 || s_err_norm(&err) < 2e-2, "error %g",
+            s_err_norm(&err));
+    sstep_free(&ss);
+    world_free(w);
+}
+
+START_TEST(test_attn_huge_logits_stay_finite)
+{
+    grid(cell_huge);
+}
+END_TEST
+
+/* ---- NaN and Inf stay where they are ---- */
+
+static uint64_t bad_key;
+static int bad_what;
+static float bad_value;
+
+static void tweak_bad(const world_t *w, int what, uint32_t layer, uint64_t key, float *x, size_t n)
+{
+    (void)w;
+    (void)layer;
+    for (size_t i = 0; i < n && what == bad_what && key == bad_key; i++) {
+        x[i] = bad_value;
+    }
+}
+
+static bool row_sees(const sstep_t *ss, size_t row, const snode_t *bad, size_t offset)
+{
+    return s_is_below(ss->node[row], bad) && (ss->node[row] != bad || ss->off[row] >= offset);
+}
+
+static void cell_bad(const cell_t *cell)
+{
+    static const float values[] = { NAN, INFINITY, -INFINITY };
+    world_t *w[2];
+    stree_t *t[2];
+    sstep_t ss[2];
+    snode_t *bad;
+    size_t offset;
+
+    bad_what = 1 + (int)(cell->index / 2 % 2);
+    bad_value = values[cell->index % 3];
+    for (int i = 0; i < 2; i++) {
+        w[i] = world_new(&cell->cfg, cell->seed, true);
+        t[i] = small_tree(w[i], cell);
+    }
+    bad = s_kid(t[1]->root, cell->index % 4);
+    offset = bad->len / 2;
+    bad_key = bad->keys[offset];
+    w[1]->tweak = tweak_bad;
+    for (int round = 0; round < 2; round++) { /* prefill, then decode */
+        for (int i = 0; i < 2; i++) {
+            world_step(w[i], NULL, 0, 0, S_FUSED, &ss[i]);
+        }
+        ck_assert_uint_eq(ss[0].n, ss[1].n);
+        for (size_t at = 0; at < w[0]->L * ss[0].n; at++) {
+            const size_t row = at % ss[0].n, width = (size_t)w[0]->Hq * w[0]->D;
+            const float *good = ss[0].out + at * width, *o = ss[1].out + at * width;
+            bool finite = true;
+
+            for (size_t i = 0; i < width; i++) {
+                finite = finite && isfinite(o[i]);
+            }
+            if (!row_sees(&ss[1], row, bad, offset)) {
+                T_CHECK(memcmp(good, o, width * sizeof(*o)) == 0, "row %zu (node len %zu, offset "
+                        "%zu) does not see the %g in %s, yet it changed (finite: %d)", row,
+                        ss[1].node[row]->len, ss[1].off[row], (double)bad_value,
+                        bad_what == W_K ? "K" : "V", finite);
+            } else if (bad_what == W_V || isnan(bad_value)) {
+                T_CHECK(!finite, "row %zu sees a %g in %s and shows nothing of it", row,
+                        (double)bad_value, bad_what == W_K ? "K" : "V");
+            }
+        }
+        for (int i = 0; i < 2; i++) {
+            sstep_free(&ss[i]);
+            for (size_t k = 0; k < 4 && round == 0; k++) {
+                snode_t *kid = s_kid(t[i]->root, k);
+
+                if (kid->n_kids == 0) {
+                    T_OK(s_append(w[i], t[i], kid, 1, NULL));
+                }
+            }
+            if (round == 0) {
+                T_OK(s_fork(w[i], t[i], s_kid(t[i]->root, 1), 1));
+                T_OK(s_append(w[i], t[i], s_last_kid(s_kid(t[i]->root, 1)), 2, NULL));
+            }
+        }
+    }
+    world_free(w[0]);
+    world_free(w[1]);
+}
+
+START_TEST(test_attn_nan_touches_only_rows_that_see_it)
+{
+    grid(cell_bad);
+}
+END_TEST
+
+/* Writes NaN to all that is uncomputed; attention is not asked. */
+static void fill_with_nan(world_t *w)
+{
+    const size_t n = w->cfg.pool_tokens * w->Hkv * w->D;
+    float *kv = t_alloc(n * sizeof(*kv));
+    deft_step_t *step = NULL;
+
+    for (size_t i = 0; i < n; i++) {
+        kv[i] = NAN;
+    }
+    T_OK(deft_step_begin(w->ctx, NULL, 0, 0, &step));
+    T_CHECK(deft_step_tokens(step) <= w->cfg.pool_tokens, "rows");
+    for (uint32_t layer = 0; layer < w->L; layer++) {
+        T_OK(deft_step_write(step, layer, kv, kv));
+    }
+    T_OK(deft_step_end(step));
+    free(kv);
+}
+
+/* NaN left in freed slots, and behind the end of nodes that now lie there, is never seen. */
+static void cell_left_behind(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    stree_t *t = world_tree(w);
+    s_err_t err = { 0 };
+    sstep_t ss;
+
+    T_OK(s_append(w, t, t->root, w->cfg.pool_tokens, NULL)); /* the whole pool */
+    fill_with_nan(w);
+    world_drop(w, t);
+    t = small_tree(w, cell);
+    for (int round = 0; round < 3; round++) {
+        world_step(w, NULL, 0, 0, S_FUSED, &ss);
+        world_compare(w, &ss, 30, &err); /* every output is finite */
+        T_CHECK(s_err_norm(&err) < tolerance(w), "error %g", s_err_norm(&err));
+        sstep_free(&ss);
+        for (size_t i = 0; i < 4; i++) {
+            snode_t *kid = s_kid(t->root, i);
+
+            if (kid->n_kids == 0) {
+                T_OK(s_append(w, t, kid, 1 + i, NULL));
+            } else if (kid->n_kids > 1) {
+                T_OK(s_prune(w, t, s_kid(kid, 0)));
+            }
+        }
+    }
+    world_free(w);
+}
+
+START_TEST(test_attn_freed_slots_are_never_seen)
+{
+    grid(cell_left_behind);
+}
+END_TEST
+
+/* ---- sharing does not show ---- */
+
+/* A tree of shared spans and the same sequence appended afresh agree with the oracle alike; under
+ * the SEQUENCE split, where a row reads its own path alone, to a rounding. */
+static void cell_shared(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    stree_t *t = small_tree(w, cell), *copy = NULL;
+    snode_t *node = s_kid(t->root, 2);
+    s_err_t err = { 0 };
+    sstep_t ss;
+
+    world_step(w, NULL, 0, 0, S_FUSED, &ss);
+    sstep_free(&ss);
+    T_OK(world_share(w, t, node, &copy));
+    if (cell->index % 2 == 0) {
+        world_drop(w, t); /* the prefix lives on */
+    }
+    T_OK(s_append(w, copy, copy->root, 3, NULL));
+    world_step(w, NULL, 0, 0, S_FUSED, &ss);
+    world_compare(w, &ss, 0, &err);
+    T_CHECK(s_err_norm(&err) < tolerance(w), "error %g", s_err_norm(&err));
+    sstep_free(&ss);
+    world_verify(w);
+    world_free(w);
+}
+
+START_TEST(test_attn_shared_prefix_outlives_its_tree)
+{
+    grid(cell_shared);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        test_attn_constant_v_gives_constant_o,
+        test_attn_single_token_gives_its_v,
+        test_attn_equal_logits_give_the_mean,
+        test_attn_huge_logits_stay_finite,
+        test_attn_nan_touches_only_rows_that_see_it,
+        test_attn_freed_slots_are_never_seen,
+        test_attn_shared_prefix_outlives_its_tree,
+    };
+
+    return suite_run("props", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+}
