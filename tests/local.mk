@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+# Tests. Suites on Check need it; the sweeps, the stress test, the fuzz replay and the ABI pins need
+# the library alone. DEFT_TEST_SEED and DEFT_TEST_SCALE reach them all (util.h). What a suite can
+# afford of DEFT_DEBUG_CHECK it sets itself.
+AM_TESTS_ENVIRONMENT = srcdir='$(srcdir)'; top_srcdir='$(top_srcdir)'; \
+	top_builddir='$(top_builddir)'; CC='$(CC)'; NM='$(NM)'; \
+	export srcdir top_srcdir top_builddir CC NM;
+
+tests_cppflags = -I$(top_srcdir)/include -I$(top_builddir)/include
+tests_libs = libtests.la libdeft.la $(LIBM)
+
+check_LTLIBRARIES = libtests.la
+libtests_la_SOURCES = tests/problem.c tests/problem.h tests/shadow.c tests/shadow.h \
+	tests/shadow_step.c tests/util.c tests/util.h
+libtests_la_CPPFLAGS = $(tests_cppflags)
+
+tests_programs = tests/sizes tests/oom_sweep tests/stress_tree tests/fuzz_ops
+tests_sizes_SOURCES = tests/sizes.c
+tests_sizes_CPPFLAGS = $(tests_cppflags)
+tests_oom_sweep_SOURCES = tests/oom_sweep.c
+tests_oom_sweep_CPPFLAGS = $(tests_cppflags)
+tests_oom_sweep_LDADD = $(tests_libs)
+tests_stress_tree_SOURCES = tests/stress_tree.c
+tests_stress_tree_CPPFLAGS = $(tests_cppflags)
+tests_stress_tree_LDADD = $(tests_libs)
+tests_fuzz_ops_SOURCES = tests/fuzz_ops.c
+tests_fuzz_ops_CPPFLAGS = $(tests_cppflags)
+tests_fuzz_ops_LDADD = $(tests_libs)
+
+if HAVE_CHECK
+tests_programs += tests/check_ctx tests/check_tree tests/check_walk tests/check_print \
+	tests/check_pool tests/check_large tests/check_step tests/check_attn tests/check_props \
+	tests/check_invariant
+tests_check_cppflags = $(tests_cppflags) $(CHECK_CFLAGS)
+tests_check_libs = $(tests_libs) $(CHECK_LIBS)
+tests_fixture = tests/fixture.c tests/fixture.h tests/suite.h
+tests_check_ctx_SOURCES = tests/check_ctx.c $(tests_fixture)
+tests_check_ctx_CPPFLAGS = $(tests_check_cppflags)
+tests_check_ctx_LDADD = $(tests_check_libs)
+tests_check_tree_SOURCES = tests/check_tree.c $(tests_fixture)
+tests_check_tree_CPPFLAGS = $(tests_check_cppflags)
+tests_check_tree_LDADD = $(tests_check_libs)
+tests_check_walk_SOURCES = tests/check_walk.c $(tests_fixture)
+tests_check_walk_CPPFLAGS = $(tests_check_cppflags)
+tests_check_walk_LDADD = $(tests_check_libs)
+tests_check_print_SOURCES = tests/check_print.c $(tests_fixture)
+tests_check_print_CPPFLAGS = $(tests_check_cppflags)
+tests_check_print_LDADD = $(tests_check_libs)
+tests_check_pool_SOURCES = tests/check_pool.c $(tests_fixture)
+tests_check_pool_CPPFLAGS = $(tests_check_cppflags)
+tests_check_pool_LDADD = $(tests_check_libs)
+tests_check_large_SOURCES = tests/check_large.c $(tests_fixture)
+tests_check_large_CPPFLAGS = $(tests_check_cppflags)
+tests_check_large_LDADD = $(tests_check_libs)
+tests_check_step_SOURCES = tests/check_step.c $(tests_fixture)
+tests_check_step_CPPFLAGS = $(tests_check_cppflags)
+tests_check_step_LDADD = $(tests_check_libs)
+tests_check_attn_SOURCES = tests/check_attn.c tests/suite.h
+tests_check_attn_CPPFLAGS = $(tests_check_cppflags)
+tests_check_attn_LDADD = $(tests_check_libs)
+tests_check_props_SOURCES = tests/check_props.c tests/suite.h
+tests_check_props_CPPFLAGS = $(tests_check_cppflags)
+tests_check_props_LDADD = $(tests_check_libs)
+tests_check_invariant_SOURCES = tests/check_invariant.c tests/suite.h
+tests_check_invariant_CPPFLAGS = $(tests_check_cppflags)
+tests_check_invariant_LDADD = $(tests_check_libs)
+if HAVE_ENGINE
+tests_programs += tests/check_engine
+tests_check_engine_SOURCES = tests/check_engine.c
+tests_check_engine_CPPFLAGS = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
+tests_check_engine_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
+endif
+endif
+
+check_PROGRAMS += $(tests_programs)
+TESTS += $(tests_programs) tests/headers.sh tests/man.sh tests/symbols.sh
+
+# The benchmark: verifies first, then times.
+noinst_PROGRAMS += deft_bench
+deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_io.c \
+	tests/bench_plan.c tests/bench_tree.c tests/bench_util.c
+deft_bench_CPPFLAGS = $(tests_cppflags)
+deft_bench_LDADD = libdeft.la $(LIBM)
+if HAVE_ENGINE
+deft_bench_SOURCES += tests/bench_model.c
+deft_bench_CPPFLAGS += -DHAVE_ENGINE=1 -I$(top_srcdir)/examples/engine
+deft_bench_LDADD += libengine.la
+endif
+
+EXTRA_DIST += tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \
+	tests/corpus tests/golden
