@@ -194,9 +194,10 @@ static deft_status_t cpu_create(deft_ctx_t *ctx)
         ctx->n_threads = usable_processors();
     const ideft_geom_t *g = &ctx->geom;
     /* Costs in units of D/60 clocks: a core does D/12 clocks of work a token and matrix row with
-     * what softmax adds, and reads 5 bytes a clock. 64 units keep two to sixteen cores even. */
-    ctx->machine = (ideft_machine_t){ .tile_rows = 128, .width = 64, .row_cost = 5,
-                                      .token_cost = 24 * g->elem, .min_cost = 3600000 / g->D };
+     * what softmax adds, and reads 5 bytes a clock. 32 units keep a
+     * few cores even; items below a tenth of a millisecond are not worth their overhead. */
+    ctx->machine = (ideft_machine_t){ .tile_rows = 128, .width = 32, .row_cost = 5,
+                                      .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D };
     IDEFT_TRY_GOTO(make_arena(ctx, be), status, err_destroy);
     be->scratch_bytes = (be->kernel->scratch_bytes + 4095) & ~(size_t)4095;
     be->scratch = ideft_zalloc(&ctx->alloc, be->scratch_bytes * ctx->n_threads, 4096, "scratch");
