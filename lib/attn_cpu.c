@@ -85,6 +85,12 @@ static const ideft_kernel_t *const kernels[] = {
 #ifdef HAVE_AVX512
     &ideft_kernel_avx512,
 #endif
+#ifdef HAVE_AVX512_BF16
+    &ideft_kernel_avx512_bf16,
+#endif
+#ifdef HAVE_AMX_BF16
+    &ideft_kernel_amx_bf16,
+#endif
 };
 
 /* DEFT_ISA=ref|avx2|avx512|avx512_bf16|amx_bf16 in the environment; BEST if unset or unknown. */

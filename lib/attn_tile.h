@@ -6,6 +6,7 @@
  *   HMAX(v)               largest lane
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
+ *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: attn_dot.h
  *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
  *
  * An item is computed for up to TILE_ROWS matrix rows at a time. Its KV goes through in tiles of
@@ -58,6 +59,11 @@ typedef struct scratch {
     float s[MAX_ROWS * TILE] __attribute__((aligned(64)));
     float d[TILE_ROWS * VL] __attribute__((aligned(64))); /* denominators, a partial sum a lane */
     float m[TILE_ROWS], alpha[MAX_ROWS];
+#ifdef DOT
+    uint16_t q16[MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
+    uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
+    const char *v16; /* [pair of columns][D][2] of the tile, here or in the pool */
+#endif
     int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
     /* who sees a column: query rows [row_begin, row_end) from its path position on */
     int32_t c_begin[TILE] __attribute__((aligned(64)));
@@ -146,10 +152,39 @@ INLINE float sum_lanes(const float *d)
     return sum;
 }
 
-/* ---- micro kernels ------------------------------------------------------------------------------ */
+/* Bytes for a loop of n iterations to ask for: where to begin and how far to step each time. Asking
+ * evenly over all of a tile's arithmetic is what lets memory and arithmetic overlap: a core can
+ * only wait for some sixteen lines at once. */
+INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
+{
+    ahead_t *from = sc->ahead[0].bytes > 0 ? &sc->ahead[0] : &sc->ahead[1];
+    const uint32_t step = ideft_min(sc->pace, from->bytes / n);
+    const ahead_t take = { from->at, step };
+    const uint32_t took = step == sc->pace ? n * step : from->bytes;
+    from->at += took;
+    from->bytes -= took;
+    return take;
+}
 
-/* Bytes from one d to the next (bf16: to the next pair) in a block of K. */
-#define K_STEP(_form) ((_form) == DEFT_F16 ? IDEFT_BLOCK * 2 : IDEFT_BLOCK * 4)
+/* Share the bytes to come out over this tile's loops, about. */
+static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
+    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
+    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
+    /* more than one line an iteration: memory binds, ask for the surplus at once */
+    for (uint32_t i = 0, left = bytes; i < 2; i++)
+        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
+            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
+            sc->ahead[i].at += 64;
+            sc->ahead[i].bytes -= 64;
+            left -= 64;
+        }
+}
+
+/* ---- micro kernels ------------------------------------------------------------------------------ */
 
 INLINE vf low_half(vu pair)
 {
@@ -161,9 +196,31 @@ INLINE vf high_half(vu pair)
     return (vf)(pair & 0xffff0000u);
 }
 
-/* acc[R][C] += x[r] * y[c], and what it takes to have it in registers. */
+/* Loops over accumulators, unrolled so that these stay in registers. */
 #define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
 #define EACH_VEC _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)
+
+/* Which (rows, vectors at once) a register file has room for. */
+#define UP_TO_6(_X, _C, _f) _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
+#define FROM_7(_X, _C, _f) _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
+#if VL == 16
+#define SHAPES(_X, _f) \
+    UP_TO_6(_X, 1, _f) FROM_7(_X, 1, _f) UP_TO_6(_X, 2, _f) FROM_7(_X, 2, _f) UP_TO_6(_X, 4, _f)
+#else
+#define SHAPES(_X, _f) UP_TO_6(_X, 1, _f) UP_TO_6(_X, 2, _f)
+#endif
+
+/* How many of n vectors are taken at once with these rows. */
+INLINE uint32_t at_once(uint32_t n, uint32_t rows)
+{
+    return n >= 4 && rows <= WIDE_ROWS ? 4 : n >= 2 ? 2 : 1;
+}
+
+#ifndef DOT
+/* Bytes from one d to the next (bf16: to the next pair) in a block of K. */
+#define K_STEP(_form) ((_form) == DEFT_F16 ? IDEFT_BLOCK * 2 : IDEFT_BLOCK * 4)
+
+/* acc[R][C] += x[r] * y[c]. */
 #define RANK_ONE(_x, _y) EACH_ROW EACH_VEC acc[r][c] += (_x) * (_y)
 
 /* s[R][C vectors] = q^T k. k[c] points at token vector c of d 0. */
@@ -249,14 +306,6 @@ typedef void (*pv_fn)(const float *, const piece_t *, uint32_t, uint32_t, const 
     {                                                                                               \
         pv_body(_R, _C, DEFT_##_form, p, piece, n, D, alpha, o, at, ahead);                         \
     }
-#define UP_TO_6(_X, _C, _f) _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
-#define FROM_7(_X, _C, _f) _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
-#if VL == 16
-#define SHAPES(_X, _f) \
-    UP_TO_6(_X, 1, _f) FROM_7(_X, 1, _f) UP_TO_6(_X, 2, _f) FROM_7(_X, 2, _f) UP_TO_6(_X, 4, _f)
-#else
-#define SHAPES(_X, _f) UP_TO_6(_X, 1, _f) UP_TO_6(_X, 2, _f)
-#endif
 SHAPES(MICRO, F32)
 SHAPES(MICRO, F16)
 SHAPES(MICRO, BF16)
@@ -266,44 +315,6 @@ SHAPES(MICRO, BF16)
 #define PV_ENTRY(_R, _C, _form) [DEFT_##_form][_C][_R] = pv_##_R##_##_C##_##_form,
 static const qk_fn qk[4][5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, F32) SHAPES(QK_ENTRY, F16) SHAPES(QK_ENTRY, BF16) };
 static const pv_fn pv[4][5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, F32) SHAPES(PV_ENTRY, F16) SHAPES(PV_ENTRY, BF16) };
-
-/* How many of n vectors are taken at once with these rows. */
-INLINE uint32_t at_once(uint32_t n, uint32_t rows)
-{
-    return n >= 4 && rows <= WIDE_ROWS ? 4 : n >= 2 ? 2 : 1;
-}
-
-/* Bytes for a loop of n iterations to ask for: where to begin and how far to step each time. Asking
- * evenly over all of a tile's arithmetic is what lets memory and arithmetic overlap: a core can
- * only wait for some sixteen lines at once. */
-INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
-{
-    ahead_t *from = sc->ahead[0].bytes > 0 ? &sc->ahead[0] : &sc->ahead[1];
-    const uint32_t step = ideft_min(sc->pace, from->bytes / n);
-    const ahead_t take = { from->at, step };
-    const uint32_t took = step == sc->pace ? n * step : from->bytes;
-    from->at += took;
-    from->bytes -= took;
-    return take;
-}
-
-/* Share the bytes to come out over this tile's loops, about. */
-static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
-{
-    scratch_t *sc = w->sc;
-    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
-    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
-    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
-    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
-    /* more than one line an iteration: memory binds, ask for the surplus at once */
-    for (uint32_t i = 0, left = bytes; i < 2; i++)
-        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
-            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
-            sc->ahead[i].at += 64;
-            sc->ahead[i].bytes -= 64;
-            left -= 64;
-        }
-}
 
 /* Scores of rows [r, r + n) over the tile. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
@@ -329,6 +340,8 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
                               c * VL, take_ahead(sc, sc->cols));
     }
 }
+
+#endif /* DOT */
 
 /* ---- softmax ------------------------------------------------------------------------------------- */
 
@@ -428,6 +441,10 @@ static void add_seen_values(const work_t *w, uint32_t r, uint32_t n)
     }
 }
 
+#ifdef DOT
+#include "attn_dot.h"
+#endif
+
 /* Does a row of the tile's interval not see one of its columns? */
 static bool needs_mask(const work_t *w)
 {
@@ -459,6 +476,9 @@ static void flush(const work_t *w)
     const bool masked = needs_mask(w), exact = !masked || values_finite(w);
     uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
     set_pace(w, panels, (last - first + panels - 1) / panels);
+#ifdef DOT
+    pair_values(w);
+#endif
     for (uint32_t r = first, n; r < last; r += n, panels--) {
         n = (last - r + panels - 1) / panels;
         scores(w, r, n);
@@ -516,6 +536,7 @@ static void copy_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
         memcpy(to, k, n * lane);
 }
 
+#ifndef DOT
 static void widen_v(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
 {
     float *to = w->sc->vt + (size_t)col * w->D;
@@ -543,6 +564,8 @@ static void widen_v(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
         *(vfu *)(to + (size_t)i * w->D + d) = low_half(*(const vuu *)(v + 2 * d));
 }
 
+#endif
+
 /* K of columns [cols, cols + n): a whole block where it lies if its form allows. */
 static void put_k(const work_t *w, uint32_t slot, uint32_t n)
 {
@@ -566,17 +589,18 @@ static void put_v(const work_t *w, uint32_t slot, uint32_t n)
 {
     scratch_t *sc = w->sc;
     const size_t elem = w->type == DEFT_F32 ? 4 : 2;
-    const bool raw = sc->form == w->type;
     piece_t *last = sc->n_piece > 0 ? &sc->piece[sc->n_piece - 1] : NULL;
-    if (!raw)
+    const void *v = w->v + (size_t)(w->type == DEFT_BF16 ? slot & ~1u : slot) * w->D * elem;
+#ifndef DOT
+    if (sc->form != w->type) {
         widen_v(w, sc->cols, slot, n);
+        v = sc->vt + (size_t)sc->cols * w->D;
+    }
+#endif
     if (last != NULL && last->slot + last->n == slot) {
         last->n += n;
         return;
     }
-    const void *v = sc->vt + (size_t)sc->cols * w->D;
-    if (raw)
-        v = w->v + (size_t)(w->type == DEFT_BF16 ? slot & ~1u : slot) * w->D * elem;
     sc->piece[sc->n_piece++] = (piece_t){ v, n, slot };
 }
 
@@ -607,7 +631,11 @@ static void look_ahead(const work_t *w, uint32_t slot, uint32_t n)
 }
 
 /* Up to so many panels of rows widen 16-bit KV in registers, each for itself. */
+#ifdef DOT
+#define RAW_PANELS (TILE_ROWS / MAX_ROWS + 1)
+#else
 #define RAW_PANELS 2u
+#endif
 #define SMALL 16u /* tokens of a node that shares a tile with others */
 
 /* A run, for the rows of this pass. */
@@ -690,6 +718,10 @@ static void load_rows(work_t *w, uint32_t head)
             sc->row[mr] = (int32_t)row;
             sc->pos[mr] = (int32_t)info->pos;
         }
+#ifdef DOT
+        pack_rows(w, from, r, ideft_min(8, w->n - r), factor);
+        continue;
+#endif
         for (uint32_t d = 0; d < g->D; d += 8) {
             transpose8(from, sc->q + (size_t)d * w->ldq + r, w->ldq, _mm256_set1_ps(factor));
             for (uint32_t i = 0; i < 8; i++)

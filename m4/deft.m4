@@ -18,7 +18,7 @@ AC_DEFUN([DEFT_CHECK_ISA], [
     CFLAGS="$CFLAGS $2"
     AC_LINK_IFELSE([AC_LANG_PROGRAM([[
         #include <immintrin.h>
-        typedef float __v8sf __attribute__((vector_size(32)));]], [[(void)($3);]])],
+        typedef float __v8sf __attribute__((vector_size(32)));]], [[$3;]])],
         [deft_have_$1=yes], [deft_have_$1=no])
     AS_IF([test "$1" = AVX2], [
         AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#include <immintrin.h>]],

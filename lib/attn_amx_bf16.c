@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/* AMX-BF16: bf16 KV through the tile unit, 16 rows by 16 tokens (or 16 of D) at a time, the vectors of
+ * AVX512-BF16 for what is not a product. The configuration of the tiles lasts for an item. */
+#include "config.h"
+
+#include <immintrin.h>
+
+#define DOT 2
+#define VL 16
+#define MAX_ROWS 16
+#define WIDE_ROWS 16
+#define VMAX(_a, _b) ((vf)_mm512_max_ps((__m512)(_a), (__m512)(_b)))
+#define HMAX(_v) _mm512_reduce_max_ps((__m512)(_v))
+#define LOAD_F16(_p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(_p))))
+#define STORE_FIRST(_p, _v, _n) \
+    _mm512_mask_storeu_ps(_p, (__mmask16)((1u << (_n)) - 1), (__m512)(_v))
+#define REDUCE(_v) ((vf)_mm512_reduce_ps((__m512)(_v), 0))
+#define SCALE(_p, _n) ((vf)_mm512_scalef_ps((__m512)(_p), (__m512)(_n)))
+#define ROUND_BF16(_p, _v) \
+    _mm256_storeu_si256((__m256i *)(_p), (__m256i)_mm512_cvtneps_pbh((__m512)(_v)))
+
+#include "attn_tile.h"
+
+static void compute_item_in_tiles(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)
+{
+    configure_tiles();
+    compute_item(attn, index, head, scratch);
+    _tile_release();
+}
+
+const ideft_kernel_t ideft_kernel_amx_bf16 = {
+    .name = "amx_bf16",
+    .isa = DEFT_ISA_AMX_BF16,
+    .item = { NULL, NULL, NULL, compute_item_in_tiles },
+    .merge = merge_row,
+    .scratch_bytes = sizeof(scratch_t),
+};

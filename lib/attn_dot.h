@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MIT */
+/* The micro kernels for instructions that multiply pairs of bf16: Q and P are rounded to bf16, K
+ * and V are used as the pool holds them. Part of attn_tile.h. The file that includes that defines
+ * DOT as one of
+ *   1   vdpbf16ps: q16 is [D/2][ldq][2], panels of up to 12 rows as with f32
+ *   2   tiles of 16 rows: q16 is [row][D] */
+
+INLINE void to_bf16(uint16_t *to, const float *from, uint32_t n, float factor)
+{
+    for (uint32_t i = 0; i < n; i++)
+        to[i] = ideft_f32_to_bf16(from[i] * factor);
+}
+
+/* Rows [r, r + n) of Q. */
+static void pack_rows(const work_t *w, const float *const *from, uint32_t r, uint32_t n, float factor)
+{
+    uint16_t *q = w->sc->q16;
+    for (uint32_t i = 0; i < n; i++) {
+#if DOT == 1
+        for (uint32_t d = 0; d < w->D; d++)
+            q[((size_t)(d / 2) * w->ldq + r + i) * 2 + d % 2] = ideft_f32_to_bf16(from[i][d] * factor);
+#else
+        to_bf16(q + (size_t)(r + i) * w->D, from[i], w->D, factor);
+#endif
+    }
+}
+
+/* Columns that a product over the tile's tokens takes: whole pairs, or whole half tiles. */
+#define PADDED(_cols) (DOT == 1 ? ((_cols) + 1) & ~1u : ((_cols) + 15) & ~15u)
+
+/* V of the tile in pairs of columns: where it lies if its pairs are the pool's and nothing has to
+ * be padded, else put together here, zeros behind the last. */
+static void pair_values(const work_t *w)
+{
+    scratch_t *sc = w->sc;
+    const piece_t *first = &sc->piece[0];
+    if (sc->n_piece == 1 && first->slot % 2 == 0 && PADDED(sc->cols) == sc->cols) {
+        sc->v16 = first->v;
+        return;
+    }
+    uint32_t *to = (uint32_t *)sc->vt, col = 0;
+    for (uint32_t p = 0; p < sc->n_piece; p++) {
+        for (uint32_t i = 0; i < sc->piece[p].n; i++, col++) {
+            const uint32_t slot = sc->piece[p].slot + i, shift = slot % 2 * 16;
+            const uint32_t *v = (const uint32_t *)w->v + (size_t)(slot / 2) * w->D;
+            uint32_t *out = to + (size_t)(col / 2) * w->D;
+            if (col % 2 == 0)
+                for (uint32_t d = 0; d < w->D; d++)
+                    out[d] = v[d] >> shift & 0xffffu;
+            else
+                for (uint32_t d = 0; d < w->D; d++)
+                    out[d] |= v[d] >> shift << 16;
+        }
+    }
+    col = (col + 1) / 2;
+    if (col < PADDED(sc->cols) / 2)
+        memset(to + (size_t)col * w->D, 0, (PADDED(sc->cols) / 2 - col) * w->D * sizeof(*to));
+    sc->v16 = (const char *)to;
+}
+
+/* P of n rows in bf16, zeros behind the last column. */
+static void round_p(const work_t *w, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t cols = PADDED(sc->cols);
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t c = 0; c < sc->cols; c += VL)
+            ROUND_BF16(sc->p16 + i * TILE + c, *(const vf *)(sc->s + i * TILE + c));
+        for (uint32_t c = sc->cols; c < cols; c++)
+            sc->p16[i * TILE + c] = 0;
+    }
+}
+
+#if DOT == 1
+
+INLINE void qk_body(const int R, const int C, const uint32_t *q, uint32_t ldq, const char *const *k,
+                    uint32_t D, float *s, ahead_t ahead)
+{
+    vf acc[MAX_ROWS][4];
+    vu kv[4];
+    EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
+    for (uint32_t d = 0; d < D; d += 2, q += ldq) {
+        _mm_prefetch(ahead.at, _MM_HINT_T0);
+        ahead.at += ahead.bytes;
+        EACH_VEC kv[c] = *(const vuu *)(k[c] + d * IDEFT_BLOCK * 2);
+        EACH_ROW EACH_VEC acc[r][c] = DOT_PAIRS(acc[r][c], kv[c], q[r]);
+    }
+    EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+}
+
+INLINE void pv_body(const int R, const int C, const uint16_t *p, const char *v, uint32_t cols, uint32_t D,
+                    const float *alpha, float *o, uint32_t at, ahead_t ahead)
+{
+    vf acc[MAX_ROWS][4];
+    vu vv[4];
+    EACH_ROW EACH_VEC acc[r][c] = *(const vfu *)(o + (size_t)r * D + at + c * VL) * alpha[r];
+    v += at * 4;
+    for (uint32_t t = 0; t < cols; t += 2, v += D * 4) {
+        _mm_prefetch(ahead.at, _MM_HINT_T0);
+        ahead.at += ahead.bytes;
+        EACH_VEC vv[c] = *(const vuu *)(v + c * VL * 4);
+        EACH_ROW EACH_VEC acc[r][c] = DOT_PAIRS(acc[r][c], vv[c], *(const uint32_t *)(p + r * TILE + t));
+    }
+    EACH_ROW EACH_VEC *(vfu *)(o + (size_t)r * D + at + c * VL) = acc[r][c];
+}
+
+typedef void (*qk_fn)(const uint32_t *, uint32_t, const char *const *, uint32_t, float *, ahead_t);
+typedef void (*pv_fn)(const uint16_t *, const char *, uint32_t, uint32_t, const float *, float *, uint32_t,
+                      ahead_t);
+
+#define MICRO(_R, _C, _form)                                                                          \
+    static void qk_##_R##_##_C(const uint32_t *q, uint32_t ldq, const char *const *k, uint32_t D,     \
+                               float *s, ahead_t ahead)                                               \
+    {                                                                                                 \
+        qk_body(_R, _C, q, ldq, k, D, s, ahead);                                                      \
+    }                                                                                                 \
+    static void pv_##_R##_##_C(const uint16_t *p, const char *v, uint32_t cols, uint32_t D,           \
+                               const float *alpha, float *o, uint32_t at, ahead_t ahead)              \
+    {                                                                                                 \
+        pv_body(_R, _C, p, v, cols, D, alpha, o, at, ahead);                                          \
+    }
+SHAPES(MICRO, )
+#define QK_ENTRY(_R, _C, _form) [_C][_R] = qk_##_R##_##_C,
+#define PV_ENTRY(_R, _C, _form) [_C][_R] = pv_##_R##_##_C,
+static const qk_fn qk[5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, ) };
+static const pv_fn pv[5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, ) };
+
+static void scores(const work_t *w, uint32_t r, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const char *k[NV];
+    const uint32_t nv = (sc->cols + VL - 1) / VL;
+    for (uint32_t i = 0; i < nv; i++)
+        k[i] = sc->k[i / BV] + i % BV * VL * 4;
+    for (uint32_t c = 0, take; c < nv; c += take) {
+        take = at_once(nv - c, n);
+        qk[take][n]((const uint32_t *)sc->q16 + r, w->ldq, k + c, w->D, sc->s + c * VL,
+                    take_ahead(sc, w->D / 2));
+    }
+}
+
+static void add_values(const work_t *w, uint32_t r, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t nv = w->D / VL, cols = PADDED(sc->cols);
+    round_p(w, n);
+    for (uint32_t c = 0, take; c < nv; c += take) {
+        take = at_once(nv - c, n);
+        pv[take][n](sc->p16, sc->v16, cols, w->D, sc->alpha, sc->o + (size_t)r * w->D, c * VL,
+                    take_ahead(sc, (cols + 1) / 2));
+    }
+}
+
+#else /* tiles: 0-3 accumulate, 4 and 5 hold whole operands, 6 and 7 half ones */
+
+static void configure_tiles(void)
+{
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config __attribute__((aligned(64)));
+    memset(&config, 0, sizeof(config));
+    config.palette = 1;
+    for (int i = 0; i < 8; i++) {
+        config.bytes[i] = i == 6 ? 32 : 64;
+        config.rows[i] = i == 7 ? 8 : 16;
+    }
+    __asm__ volatile("" : : "r"(&config) : "memory"); /* gcc 12 drops the stores without it */
+    _tile_loadconfig(&config);
+}
+
+static void spend_ahead(scratch_t *sc, uint32_t n)
+{
+    ahead_t a = take_ahead(sc, n);
+    for (uint32_t i = 0; i < n && a.bytes > 0; i++, a.at += a.bytes)
+        _mm_prefetch(a.at, _MM_HINT_T0);
+}
+
+/* Scores of 16 rows from r on: rows behind the last are computed from what lies there and unused. */
+static void scores(const work_t *w, uint32_t r, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const uint16_t *q = sc->q16 + (size_t)r * w->D;
+    const size_t stride = w->D * 2;
+    (void)n;
+    for (uint32_t b = 0; b < (sc->cols + 15) / 16; b++) {
+        const char *k = sc->k[b];
+        uint32_t d = 0;
+        _tile_zero(0);
+        for (; d + 32 <= w->D; d += 32) {
+            _tile_loadd(4, q + d, stride);
+            _tile_loadd(5, k + (size_t)d * 32, 64);
+            _tile_dpbf16ps(0, 4, 5);
+        }
+        if (d < w->D) { /* D is 80 */
+            _tile_loadd(6, q + d, stride);
+            _tile_loadd(7, k + (size_t)d * 32, 64);
+            _tile_dpbf16ps(0, 6, 7);
+        }
+        _tile_stored(0, sc->s + b * 16, TILE * 4);
+        spend_ahead(sc, w->D / 8);
+    }
+}
+
+/* O of the panel, 16 columns at `at`, in a tile and back. Rows behind the last are not touched. */
+static void add_values(const work_t *w, uint32_t r, uint32_t n)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t cols = PADDED(sc->cols);
+    float part[16 * 16] __attribute__((aligned(64)));
+    round_p(w, n);
+    for (uint32_t at = 0; at < w->D; at += 16) {
+        const char *v = sc->v16 + at * 4;
+        const size_t stride = w->D * 4;
+        uint32_t t = 0;
+        _tile_zero(0);
+        for (; t + 32 <= cols; t += 32) {
+            _tile_loadd(4, sc->p16 + t, TILE * 2);
+            _tile_loadd(5, v + t / 2 * stride, stride);
+            _tile_dpbf16ps(0, 4, 5);
+        }
+        if (t < cols) {
+            _tile_loadd(6, sc->p16 + t, TILE * 2);
+            _tile_loadd(7, v + t / 2 * stride, stride);
+            _tile_dpbf16ps(0, 6, 7);
+        }
+        _tile_stored(0, part, 64);
+        for (uint32_t i = 0; i < n; i++) {
+            float *o = sc->o + (size_t)(r + i) * w->D + at;
+            *(vfu *)o = *(const vfu *)o * sc->alpha[i] + *(const vf *)(part + i * 16);
+        }
+        spend_ahead(sc, cols / 4);
+    }
+}
+
+#endif
