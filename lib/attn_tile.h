@@ -28,6 +28,7 @@
 #define TILE 64u
 #define TILE_ROWS 128u
 #define MAX_D 256u
+#define MAX_CHAIN 128u /* products that a score sums up one after the other */
 #define NV (TILE / VL)       /* vectors of a row of scores */
 #define BV (IDEFT_BLOCK / VL) /* vectors of a block of slots */
 
@@ -69,8 +70,9 @@ typedef struct scratch {
     int32_t c_begin[TILE] __attribute__((aligned(64)));
     int32_t c_end[TILE] __attribute__((aligned(64)));
     int32_t c_pos[TILE] __attribute__((aligned(64)));
+    uint32_t c_slot[TILE];
     const char *k[TILE / IDEFT_BLOCK]; /* blocks of K, here or in the pool */
-    deft_dtype_t form;                 /* of the tile: f32, or as stored */
+    deft_dtype_t form, v_form;         /* of the tile's K and V: f32, or as stored */
     piece_t piece[TILE];
     uint32_t n_piece, cols;
     ahead_t ahead[2];    /* of K, of V */
@@ -231,6 +233,10 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
     vu pair[4];
     EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
     for (uint32_t d = 0, at = 0; d < D; at += K_STEP(form)) {
+        if (d == MAX_CHAIN) { /* the sum of a long row in two parts: half the rounding */
+            EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+            EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
+        }
         _mm_prefetch(ahead.at, _MM_HINT_T0);
         ahead.at += ahead.bytes;
         if (form == DEFT_F32) {
@@ -249,6 +255,8 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
         q += ldq;
         d++;
     }
+    if (D > MAX_CHAIN)
+        EACH_ROW EACH_VEC acc[r][c] += *(vf *)(s + r * TILE + c * VL);
     EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
 }
 
@@ -258,7 +266,8 @@ INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const flo
                     uint32_t at, ahead_t ahead)
 {
     vf acc[MAX_ROWS][4], vv[4];
-    EACH_ROW EACH_VEC acc[r][c] = *(const vfu *)(o + (size_t)r * D + at + c * VL) * alpha[r];
+    /* a tile's sum starts at zero: a chain over the whole path would lose bits on the way */
+    EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
     for (uint32_t i = 0; i < n_piece; i++) {
         const uint32_t n = piece[i].n, odd = form == DEFT_BF16 ? piece[i].slot % 2 : 0;
         const size_t row = D * (form == DEFT_F16 ? 2 : 4); /* bf16: a pair of tokens */
@@ -287,7 +296,11 @@ INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const flo
             t++;
         }
     }
-    EACH_ROW EACH_VEC *(vfu *)(o + (size_t)r * D + at + c * VL) = acc[r][c];
+    EACH_ROW EACH_VEC
+    {
+        vfu *to = (vfu *)(o + (size_t)r * D + at + c * VL);
+        *to = *to * alpha[r] + acc[r][c];
+    }
 }
 
 typedef void (*qk_fn)(const float *, uint32_t, const char *const *, uint32_t, float *, ahead_t);
@@ -336,7 +349,7 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
     const uint32_t nv = w->D / VL;
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
-        pv[sc->form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha, sc->o + (size_t)r * w->D,
+        pv[sc->v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha, sc->o + (size_t)r * w->D,
                               c * VL, take_ahead(sc, sc->cols));
     }
 }
@@ -420,30 +433,57 @@ static bool values_finite(const work_t *w)
     return any == 0;
 }
 
-/* add_values() that leaves out what a row does not see; slow, and rare. */
-static void add_seen_values(const work_t *w, uint32_t r, uint32_t n)
+#ifdef DOT
+#include "attn_dot.h"
+#endif
+
+INLINE float stored_value(const work_t *w, uint32_t col, uint32_t d)
+{
+    return ideft_kv_load(w->type, w->v, ideft_v_index(w->type, w->D, w->sc->c_slot[col], d));
+}
+
+/* For a masked tile with an infinite or NaN in V: V once more with zeros in their place, which
+ * leaves the rows that do not see them with the bits that they always have. Slow, and rare. */
+static void clear_bad_values(const work_t *w)
+{
+    scratch_t *sc = w->sc;
+#ifdef DOT
+    memset(sc->vt, 0, sizeof(sc->vt));
+#endif
+    for (uint32_t c = 0; c < sc->cols; c++) {
+        for (uint32_t d = 0; d < w->D; d++) {
+            const float v = stored_value(w, c, d);
+#ifdef DOT
+            ((uint16_t *)sc->vt)[((size_t)(c / 2) * w->D + d) * 2 + c % 2] = isfinite(v) ? ideft_f32_to_bf16(v) : 0;
+#else
+            sc->vt[(size_t)c * w->D + d] = isfinite(v) ? v : 0.0f;
+#endif
+        }
+    }
+#ifdef DOT
+    sc->v16 = (const char *)sc->vt;
+#else
+    sc->piece[0] = (piece_t){ sc->vt, sc->cols, 0 };
+    sc->n_piece = 1;
+    sc->v_form = DEFT_F32;
+#endif
+}
+
+/* And what was cleared, for the rows that do see it. */
+static void add_bad_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
     for (uint32_t i = 0; i < n; i++) {
         float *o = sc->o + (size_t)(r + i) * w->D;
-        uint32_t t = 0;
-        for (uint32_t e = 0; e < w->D; e++)
-            o[e] *= sc->alpha[i];
-        for (uint32_t p = 0; p < sc->n_piece; p++) {
-            for (uint32_t j = 0; j < sc->piece[p].n; j++, t++) {
-                const vi seen = visible(w, r + i, t / VL);
-                const uint32_t slot = sc->piece[p].slot + j;
-                for (uint32_t e = 0; e < w->D && seen[t % VL]; e++)
-                    o[e] += sc->s[i * TILE + t] *
-                            ideft_kv_load(w->type, w->v, ideft_v_index(w->type, w->D, slot, e));
+        for (uint32_t c = 0; c < sc->cols; c++) {
+            const vi seen = visible(w, r + i, c / VL);
+            for (uint32_t d = 0; d < w->D && seen[c % VL]; d++) {
+                const float v = stored_value(w, c, d);
+                o[d] += isfinite(v) ? 0.0f : sc->s[i * TILE + c] * v;
             }
         }
     }
 }
-
-#ifdef DOT
-#include "attn_dot.h"
-#endif
 
 /* Does a row of the tile's interval not see one of its columns? */
 static bool needs_mask(const work_t *w)
@@ -473,12 +513,15 @@ static void flush(const work_t *w)
         sc->c_begin[c] = sc->c_end[c] = 0;
         sc->c_pos[c] = INT32_MAX;
     }
-    const bool masked = needs_mask(w), exact = !masked || values_finite(w);
+    const bool masked = needs_mask(w), bad = masked && !values_finite(w);
     uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
     set_pace(w, panels, (last - first + panels - 1) / panels);
 #ifdef DOT
     pair_values(w);
 #endif
+    sc->v_form = sc->form;
+    if (bad)
+        clear_bad_values(w);
     for (uint32_t r = first, n; r < last; r += n, panels--) {
         n = (last - r + panels - 1) / panels;
         scores(w, r, n);
@@ -488,10 +531,9 @@ static void flush(const work_t *w)
         else
             for (uint32_t i = 0; i < n; i++)
                 softmax_row(w, i, r + i, false);
-        if (exact)
-            add_values(w, r, n);
-        else
-            add_seen_values(w, r, n);
+        add_values(w, r, n);
+        if (bad)
+            add_bad_values(w, r, n);
     }
     sc->cols = sc->n_piece = 0;
 }
@@ -615,6 +657,7 @@ static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, 
         sc->c_begin[col + i] = (int32_t)seg->row_begin;
         sc->c_end[col + i] = (int32_t)seg->row_end;
         sc->c_pos[col + i] = (int32_t)(pos + i);
+        sc->c_slot[col + i] = slot + i;
     }
     sc->cols += n;
 }
