@@ -311,6 +311,7 @@ START_TEST(test_gguf_refuses_bad_tensors)
         { 1, { 4 }, GGUF_F32, 64, "past the end" },
         { 1, { 4 }, GGUF_F32, UINT64_MAX - 31, "past the end" },
         { 1, { 1ull << 61 }, GGUF_F16, 0, "past the end" },
+        { 1, { (1ull << 62) - 8 }, GGUF_F32, 32, "past the end" }, /* their sum is 2^64 */
     };
 
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {

@@ -249,7 +249,8 @@ START_TEST(test_tokenizer_says_what_the_file_says)
 }
 END_TEST
 
-/* A model of this kind, pre-tokenizer, tokens "a b c", and one merge, is refused for this reason. */
+/* A model of this kind and pre-tokenizer, of three tokens and one merge, is refused so; or, without
+ * a reason, is not. */
 static void tokenizer_refused(const char *model, const char *pre, const char *merge, uint32_t n_types,
                               uint32_t eos, const char *why)
 {
@@ -277,6 +278,29 @@ static void tokenizer_refused(const char *model, const char *pre, const char *me
     gguf_close(g);
     file_free(&f);
 }
+
+/* The vocabularies have this word without merges that lead to it. */
+START_TEST(test_tokenizer_whole_word_needs_no_merges_in_llama_bpe)
+{
+    static const char word[] = " unhappinesses";
+
+    for (size_t i = 0; i < N_VOCABS; i++) {
+        tokenizer_t *tok = tokenizer_named(vocab_files[i]);
+        int32_t *ids;
+        size_t n;
+
+        ck_assert_int_eq(tokenizer_encode(tok, word, strlen(word), 0, &ids, &n), 0);
+        if (strstr(vocab_files[i], "llama")) {
+            ck_assert_uint_eq(n, 1);
+            ck_assert_int_eq(ids[0], tokenizer_find(tok, word, strlen(word)));
+        } else {
+            ck_assert_uint_gt(n, 1);
+        }
+        free(ids);
+        tokenizer_free(tok);
+    }
+}
+END_TEST
 
 START_TEST(test_tokenizer_refuses_what_it_cannot_do)
 {
@@ -351,6 +375,7 @@ int main(void)
     tcase_add_loop_test(tcase, test_tokenizer_survives_mutations, 0, N_VOCABS);
     tcase_add_test(tcase, test_tokenizer_decode_measures_and_cuts);
     tcase_add_test(tcase, test_tokenizer_says_what_the_file_says);
+    tcase_add_test(tcase, test_tokenizer_whole_word_needs_no_merges_in_llama_bpe);
     tcase_add_test(tcase, test_tokenizer_refuses_what_it_cannot_do);
     if (model && *model) {
         tcase_add_test(tcase, test_tokenizer_ids_equal_the_reference_on_the_model);

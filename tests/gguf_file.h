@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/** @file gguf_file.h  What the suites on the engine's GGUF reader and tokenizer share: a writer of GGUF
- *  files, memory that faults on any over-read, mutations, and fixture files. */
+/** @file gguf_file.h  What the suites on the engine's GGUF reader and tokenizer share: a writer of
+ *  GGUF files, memory that faults on any over-read, mutations, and fixture files. */
 #ifndef DEFT_TEST_GGUF_FILE_H
 #define DEFT_TEST_GGUF_FILE_H
 
