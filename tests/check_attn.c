@@ -126,6 +126,7 @@ static void record_free(record_t *r)
 }
 
 static double worst_of[DEFT_BF16 + 1][N_ISA];
+static size_t worst_at[DEFT_BF16 + 1][N_ISA];
 
 static void run_variant(const problem_t *p, size_t index, const char *what, const variant_t *v,
                         record_t *record, bool first, bool same_bits)
@@ -144,6 +145,7 @@ static void run_variant(const problem_t *p, size_t index, const char *what, cons
     problem_run(p, v, judge_step, &j);
     if (j.worst > worst_of[j.info.kv_type][j.info.isa]) {
         worst_of[j.info.kv_type][j.info.isa] = j.worst;
+        worst_at[j.info.kv_type][j.info.isa] = index;
     }
 }
 
@@ -205,8 +207,8 @@ static void run_type(deft_dtype_t type, size_t at_scale_1)
     }
     for (int isa = 0; isa < N_ISA; isa++) {
         if (worst_of[type][isa] > 0) {
-            printf("max error, %s KV, %s: %.3g (%zu problems)\n", t_type_name(type),
-                   t_isa_name((deft_isa_t)isa), worst_of[type][isa], n);
+            printf("max error, %s KV, %s: %.3g (problem %zu of %zu)\n", t_type_name(type),
+                   t_isa_name((deft_isa_t)isa), worst_of[type][isa], worst_at[type][isa], n);
         }
     }
     printf("%s KV: %zu steps of the first variants had a patched plan\n", t_type_name(type),

@@ -25,7 +25,8 @@ static void grid(cell_fn fn)
     static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
     static const uint32_t ratios[] = { 1, 4, 2, 8, 3 };
     cell_t cell = { .seed = t_seed(77) };
-    const size_t stride = t_scale() < 0.5 ? 7 : 1;
+    /* Below scale 1 a sample of the cells; odd, so that it meets every split and thread count. */
+    const size_t stride = t_scale() < 1 ? 2 * (size_t)(0.5 / t_scale()) + 1 : 1;
 
     for (int type = DEFT_F32; type <= DEFT_BF16; type++) {
         lane_t lanes[LANES_MAX];
