@@ -152,7 +152,9 @@ static inline void guarded_free(guarded_t *g)
 /* What a test does with a file that opened, besides reading its tensors; may be NULL. */
 typedef void (*use_fn)(const gguf_t *g);
 
-/* Touch all tensors: names, first and last bytes, dequantised rows. */
+static volatile unsigned char last_byte;
+
+/* Touch all tensors: their last bytes, and the last row dequantised. */
 static inline void use_tensors(const gguf_t *g)
 {
     for (size_t i = 0; i < gguf_tensor_count(g); i++) {
@@ -160,7 +162,8 @@ static inline void use_tensors(const gguf_t *g)
         float *row = t->dims[0] <= 4096 ? malloc(t->dims[0] * sizeof(float)) : NULL;
         uint64_t rows = t->dims[1] * t->dims[2] * t->dims[3];
 
-        ck_assert(t->bytes > 0 && ((const unsigned char *)t->data)[t->bytes - 1] < 256);
+        ck_assert_uint_gt(t->bytes, 0);
+        last_byte = ((const unsigned char *)t->data)[t->bytes - 1]; /* faults if it is not there */
         if (row) {
             (void)gguf_dequantize(t, rows - 1, 1, row);
             ck_assert_int_eq(gguf_dequantize(t, rows, 1, row), -1);

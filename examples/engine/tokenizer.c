@@ -639,6 +639,9 @@ static int encode_all(encoding_t *enc, const char *text, size_t n, int parse_spe
     const tokenizer_t *tok = enc->tok;
     size_t begin = 0, pos = 0, len;
 
+    if (n == 0) {
+        return 0; /* text may be NULL */
+    }
     while (pos < n) {
         uint32_t id = special_at(tok, text + pos, n - pos, parse_special);
 

@@ -31,7 +31,7 @@ int tokenizer_create(const gguf_t *g, tokenizer_t **tok_p, char *err, size_t err
 /** Free @p tok; NULL is allowed. */
 void tokenizer_free(tokenizer_t *tok);
 
-/** Token ids of @p n bytes of @p text. No BOS is added: see
+/** Token ids of @p n bytes of @p text (may be NULL for none). No BOS is added: see
  *  tokenizer_add_bos().
  *  @param parse_special  0: text that reads like a control token
  *                        ("<|im_end|>") is plain text, so that a user cannot
