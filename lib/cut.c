@@ -24,7 +24,7 @@ typedef struct cutter {
     uint32_t at_visit, at_run, at_offset;
 } cutter_t;
 
-static bool room(cutter_t *c, ideft_buf_t *buf, size_t n, size_t elem, size_t used)
+static inline bool room(cutter_t *c, ideft_buf_t *buf, size_t n, size_t elem, size_t used)
 {
     if (n * elem <= buf->bytes)
         return true;
@@ -77,6 +77,29 @@ static uint32_t first_row(const cutter_t *c, const ideft_visit_t *v, uint32_t of
     return ideft_max(v->row_begin + own, c->row_begin);
 }
 
+/* The tokens of `whole`, `from` tokens into a node of several runs, run by run. */
+static void emit_runs(cutter_t *c, uint32_t visit, uint32_t from, const ideft_seg_t *whole)
+{
+    const ideft_run_t *runs = ideft_runs(ideft_node(c->ctx, c->plan->visit[visit].node));
+    if (c->at_visit != visit || c->at_offset > from)
+        c->at_visit = visit, c->at_run = 0, c->at_offset = 0;
+    uint32_t run = c->at_run, at = c->at_offset;
+    while (at + runs[run].n <= from)
+        at += runs[run++].n;
+    c->at_run = run, c->at_offset = at;
+    ideft_seg_t seg = *whole;
+    for (uint32_t left = whole->n; left > 0 && !c->failed; run++) {
+        seg.slot = runs[run].slot + (from - at);
+        seg.n = ideft_min(left, at + runs[run].n - from);
+        push_seg(c, &seg);
+        at += runs[run].n;
+        from += seg.n;
+        seg.pos += seg.n;
+        seg.new_node = 0;
+        left -= seg.n;
+    }
+}
+
 /* Put tokens [from, to) of a visit into the open item. */
 static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
 {
@@ -89,22 +112,11 @@ static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
     if (window != 0 && v->start + to - 1 + window <= v->min_pos)
         return; /* too far back for every row */
     open_item(c, row_begin, row_end);
-    const ideft_node_t *node = ideft_node(ctx, v->node);
-    const ideft_run_t *runs = ideft_runs(node);
-    if (c->at_visit != visit || c->at_offset > from)
-        c->at_visit = visit, c->at_run = 0, c->at_offset = 0;
-    uint32_t run = c->at_run, at = c->at_offset, fresh = 1;
-    while (at + runs[run].n <= from)
-        at += runs[run++].n;
-    c->at_run = run, c->at_offset = at;
-    for (uint32_t o = from; o < to && !c->failed; run++) {
-        const uint32_t n = ideft_min(to, at + runs[run].n) - o;
-        const ideft_seg_t seg = { runs[run].slot + (o - at), n, v->start + o, row_begin, row_end, fresh };
+    const ideft_seg_t seg = { v->slot + from, to - from, v->start + from, row_begin, row_end, 1 };
+    if (v->slot != IDEFT_NONE)
         push_seg(c, &seg);
-        at += runs[run].n;
-        o += n;
-        fresh = 0;
-    }
+    else
+        emit_runs(c, visit, from, &seg);
     if (to == v->n && v->n_self == 1 && !c->failed) {
         v->last_seg = c->plan->n_seg - 1;
         if (c->spares && v->row_end - v->row_begin == 1) {
@@ -244,6 +256,37 @@ static void cut_sequence(cutter_t *c, uint32_t *list)
     }
 }
 
+/* A visit, whole, into the open item, which has the tile's rows and room for two more segs. The
+ * short way of emit(): a large plan is mostly this. */
+static inline void put_whole(cutter_t *c, uint32_t visit)
+{
+    ideft_plan_t *plan = c->plan;
+    ideft_visit_t *v = &plan->visit[visit];
+    if (v->slot == IDEFT_NONE || c->ctx->geom.max_window != 0) {
+        emit(c, visit, 0, v->n);
+    } else if (v->n > 0) {
+        const uint32_t begin = ideft_max(v->row_begin, c->row_begin);
+        const uint32_t end = ideft_min(v->row_end, c->row_end);
+        plan->seg[plan->n_seg++] = (ideft_seg_t){ v->slot, v->n, v->start, begin, end, 1 };
+        if (v->n_self == 1 && v->row_end - v->row_begin == 1) {
+            v->last_seg = plan->n_seg - 1;
+            plan->seg[plan->n_seg++] = (ideft_seg_t){ 0, 0, 0, begin, end, 0 };
+        }
+    }
+    c->cost += token_cost(c, v) * v->n;
+}
+
+/* Visits of the tile: those met before that go on into it, to the front of `list`. */
+static uint32_t carried(const cutter_t *c, uint32_t next, uint32_t *list)
+{
+    uint32_t n = 0;
+    const uint32_t depth = next > 0 ? path_of(c->plan, next - 1, list) : 0;
+    for (uint32_t i = 0; i < depth; i++)
+        if (c->plan->visit[list[i]].row_end > c->row_begin)
+            list[n++] = list[i];
+    return n;
+}
+
 /* AUTO: tiles of rows that adjoin in depth-first order, as many as fill the registers' reuse of a
  * pass over KV. A tile takes its whole paths as one item, which needs no partials; where there are
  * too few tiles to fill the machine, its KV is cut into parts of even cost. */
@@ -260,18 +303,23 @@ static void cut_auto(cutter_t *c, uint32_t *list)
     for (uint32_t r = 0; r < plan->n_row && !c->failed; r += rows) {
         c->row_begin = r;
         c->row_end = ideft_min(plan->n_row, r + rows);
-        uint32_t n = 0;
-        if (next > 0) { /* nodes met before that go on into this tile */
-            const uint32_t depth = path_of(plan, next - 1, list);
-            for (uint32_t i = 0; i < depth; i++)
-                if (plan->visit[list[i]].row_end > r)
-                    list[n++] = list[i];
+        uint32_t n = carried(c, next, list), end = next;
+        while (end < plan->n_visit && plan->visit[end].row_begin < c->row_end)
+            end++;
+        if (whole) {
+            open_item(c, c->row_begin, c->row_end);
+            for (uint32_t i = 0; i < n + end - next && !c->failed; i++)
+                if (room(c, &plan->seg_b, plan->n_seg + 2, sizeof(*plan->seg), plan->n_seg))
+                    put_whole(c, i < n ? list[i] : next + i - n);
+            close_item(c);
+        } else {
+            for (uint32_t i = next; i < end; i++)
+                list[n++] = i;
+            const uint64_t cost = cost_of(c, list, n);
+            const uint32_t parts = parts_of(c, cost, tiles);
+            emit_even(c, list, n, (cost + parts - 1) / parts);
         }
-        while (next < plan->n_visit && plan->visit[next].row_begin < c->row_end)
-            list[n++] = next++;
-        const uint64_t cost = cost_of(c, list, n);
-        const uint32_t parts = whole ? 1 : parts_of(c, cost, tiles);
-        emit_even(c, list, n, whole ? UINT64_MAX / 2 : (cost + parts - 1) / parts);
+        next = end;
     }
 }
 

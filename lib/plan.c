@@ -109,6 +109,7 @@ static bool patch(deft_ctx_t *ctx, bool *cut_again_p)
         row->pos++;
         row->slot = ideft_runs_end(node) - 1;
         v->n++;
+        v->slot = node->n_runs == 1 ? v->slot : IDEFT_NONE;
         v->self_pos++;
         v->min_pos++;
         plan->positions[i]++;
@@ -137,8 +138,18 @@ static bool can_patch(const deft_ctx_t *ctx, const deft_rows_t *rows, uint64_t f
 static uint32_t activate(ideft_plan_t *plan, ideft_node_t *node, uint32_t index)
 {
     const uint32_t a = plan->n_act++;
-    plan->act[a] = (ideft_active_t){ index,      IDEFT_NONE, IDEFT_NONE, IDEFT_NONE,
-                                     IDEFT_NONE, IDEFT_NONE, 0 };
+    plan->act[a] = (ideft_active_t){
+        .node = index,
+        .parent = IDEFT_NONE,
+        .first_child = IDEFT_NONE,
+        .last_child = IDEFT_NONE,
+        .next = IDEFT_NONE,
+        .request = IDEFT_NONE,
+        .start = node->start,
+        .len = node->len,
+        .computed = node->computed,
+        .slot = node->n_runs == 1 ? ideft_runs(node)->slot : IDEFT_NONE,
+    };
     node->mark = a;
     node->mark_epoch = plan->epoch;
     return a;
@@ -226,22 +237,22 @@ static deft_status_t enter(deft_ctx_t *ctx, uint32_t a, uint32_t *row_p)
 {
     ideft_plan_t *plan = &ctx->plan;
     ideft_active_t *act = &plan->act[a];
-    const ideft_node_t *node = ideft_node(ctx, act->node);
     const uint32_t req_n = act->request == IDEFT_NONE ? 0 : plan->req[act->request].n;
-    if (act->first_child != IDEFT_NONE && node->computed + req_n != node->len)
+    if (act->first_child != IDEFT_NONE && act->computed + req_n != act->len)
         return ideft_fail(ctx, DEFT_ERR_STATE,
                           "a row is below %u tokens that are neither computed nor in the step",
-                          node->len - node->computed - req_n);
+                          act->len - act->computed - req_n);
     act->visit = plan->n_visit++;
     ideft_visit_t *v = &plan->visit[act->visit];
     *v = (ideft_visit_t){
         .node = act->node,
         .parent = act->parent == IDEFT_NONE ? IDEFT_NONE : plan->act[act->parent].visit,
-        .start = node->start,
-        .n = node->computed + req_n,
+        .start = act->start,
+        .n = act->computed + req_n,
         .row_begin = *row_p,
         .min_pos = UINT32_MAX,
         .last_seg = IDEFT_NONE,
+        .slot = act->slot,
     };
     if (req_n > 0) {
         plan->req[act->request].visit = act->visit;

@@ -131,6 +131,7 @@ typedef struct ideft_visit { /* an active node, in depth-first order */
     uint32_t n_self, self_pos; /* own rows, path position of the first */
     uint32_t min_pos;          /* least position of a row that sees it */
     uint32_t last_seg;         /* where the node's last token is, for patching; IDEFT_NONE */
+    uint32_t slot;             /* of its first token if it is one run, else IDEFT_NONE */
 } ideft_visit_t;
 
 typedef struct ideft_active { /* a node on the path of a row, while the tree is climbed */
@@ -138,6 +139,7 @@ typedef struct ideft_active { /* a node on the path of a row, while the tree is 
     uint32_t parent, first_child, last_child, next; /* active indices, IDEFT_NONE */
     uint32_t request;
     uint32_t visit;
+    uint32_t start, len, computed, slot; /* of the node, which is looked at once */
 } ideft_active_t;
 
 typedef struct ideft_request { /* the next n tokens of a node */
