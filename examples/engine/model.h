@@ -42,6 +42,11 @@ const engine_times_t *engine_times(const engine_t *engine);
 void engine_reset_times(engine_t *engine);
 const char *engine_error(const engine_t *engine); /* of the last call that returned -1 */
 
+/* Run the model over an open step: every layer is written and attended, the step stays open. Logits
+ * as for engine_step(). 0, or -1: abandon the step. */
+int engine_forward(engine_t *engine, deft_step_t *step, const uint32_t *which, size_t n_logits,
+                   float *logits);
+
 /* Compute everything that the context's trees have not computed yet (rows NULL), or the rows
  * listed, as one step: begins it, runs the model, ends it.
  * logits: [n_logits][vocab], of the rows whose numbers in the step's order are in which[]; n_logits
@@ -51,7 +56,7 @@ int engine_step(engine_t *engine, const deft_rows_t *rows, size_t n_rows, uint64
                 const uint32_t *which, size_t n_logits, float *logits);
 
 /* Append n tokens to a node and compute them in batches of `batch` rows (0: 256).
- * logits: [vocab] of the last one, or NULL. */
+ * logits: [vocab] of the last one, or NULL. 0, or -1 (the node is as it was; n 0 is refused). */
 int engine_prefill(engine_t *engine, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,
                    size_t n, size_t batch, float *logits);
 

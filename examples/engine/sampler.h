@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/* From logits to tokens. NaN counts as minus infinity throughout. */
+#ifndef ENGINE_SAMPLER_H
+#define ENGINE_SAMPLER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct sampler {
+    uint64_t state;    /* of the generator: any seed will do */
+    float temperature; /* 0: greedy */
+    float top_p;       /* 0 or 1: off */
+    size_t top_k;      /* 0: 64 candidates are enough for anything */
+} sampler_t;
+
+typedef struct candidate {
+    int32_t id;
+    float logprob;
+} candidate_t;
+
+/* Uniform in (0, 1). */
+double sampler_uniform(sampler_t *s);
+
+int32_t sampler_argmax(const float *logits, size_t n); /* the lowest id of the largest */
+
+/* log of the sum of exp(logits / temperature); temperature 0 counts as 1. */
+double sampler_log_sum(const float *logits, size_t n, float temperature);
+
+/* The k best in falling order (ties: lower id first) with their log probabilities at temperature 1.
+ * Returns how many: fewer than k where n is. O(n log k). */
+size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out);
+
+/* One token by temperature, top_k and top_p. */
+int32_t sampler_draw(sampler_t *s, const float *logits, size_t n);
+
+#endif
