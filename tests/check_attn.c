@@ -182,7 +182,8 @@ static void run_problem(const problem_t *p, size_t index, const lane_t *lanes, s
         const lane_t other = lanes[1 + rng_below(&rng, n_lanes - 1)];
 
         v = (variant_t){ .device = other.device, .isa = other.isa,
-                         .split = problem_splits[rng_below(&rng, 5)], .chunk = chunks[rng_below(&rng, 6)],
+                         .split = problem_splits[rng_below(&rng, 5)],
+                         .chunk = chunks[rng_below(&rng, 6)],
                          .threads = 1 + (uint32_t)rng_chance(&rng, 0.3),
                          .fresh = rng_chance(&rng, 0.2), .how = i,
                          .flags = rng_chance(&rng, 0.1) ? DEFT_STEP_INVARIANT : 0 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Pictures of a small tree against golden files (tests/golden). DEFT_TEST_WRITE_GOLDEN=1 writes them
- * anew; read the difference before committing it. */
+/* Pictures of a small tree against golden files (tests/golden). DEFT_TEST_WRITE_GOLDEN=1 writes
+ * them anew; read the difference before committing it. */
 #include "fixture.h"
 
 #include <stdio.h>

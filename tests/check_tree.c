@@ -130,7 +130,7 @@ START_TEST(test_tree_fork_at_refuses)
 
     /* Nothing to take over and no children wanted: it may refuse, it may not change the tree. */
     REFUSED_OR(deft_tree_fork_at(t->tree, t->root->h, 5, 0, NULL, &tail), DEFT_OK, DEFT_ERR_INVAL);
-    T_OK(deft_tree_fork_at(t->tree, s_kid(t->root, 1)->h, 1, 0, NULL, NULL)); /* no outputs wanted */
+    T_OK(deft_tree_fork_at(t->tree, s_kid(t->root, 1)->h, 1, 0, NULL, NULL)); /* no outputs */
     /* the shadow follows by hand */
     world_drop(w, t);
 }

@@ -328,7 +328,8 @@ static void *t_mem_alloc(void *arg, size_t size, size_t align, const char *name)
         return NULL;
     }
     /* All ones: NaN in every KV type, should a kernel look at slots that nobody wrote. */
-    const uintptr_t at = ((uintptr_t)head.base + sizeof(head) + align - 1) & ~(uintptr_t)(align - 1);
+    const uintptr_t lowest = (uintptr_t)head.base + sizeof(head);
+    const uintptr_t at = (lowest + align - 1) & ~(uintptr_t)(align - 1);
     unsigned char *ptr = (unsigned char *)head.base + (at - (uintptr_t)head.base);
 
     memcpy(ptr - sizeof(head), &head, sizeof(head));
