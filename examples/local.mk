@@ -4,4 +4,26 @@ noinst_PROGRAMS += examples/fork_prune
 examples_fork_prune_SOURCES = examples/fork_prune.c examples/common.h
 examples_fork_prune_LDADD = libdeft.la
 
+if HAVE_ENGINE
+noinst_LTLIBRARIES += libengine.la
+libengine_la_SOURCES = \
+	examples/engine/bpe.c examples/engine/bpe.h \
+	examples/engine/chat.c examples/engine/chat.h \
+	examples/engine/dequant.c \
+	examples/engine/gguf.c examples/engine/gguf.h \
+	examples/engine/matmul.c examples/engine/matmul.h examples/engine/matmul_kernel.h \
+	examples/engine/model.c examples/engine/model.h \
+	examples/engine/pretok.c examples/engine/pretok.h \
+	examples/engine/sampler.c examples/engine/sampler.h \
+	examples/engine/search.c examples/engine/search.h \
+	examples/engine/tokenizer.c examples/engine/tokenizer.h
+libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
+libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
+
+noinst_PROGRAMS += examples/beam_search
+examples_beam_search_SOURCES = examples/beam_search.c examples/common.h
+examples_beam_search_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
+examples_beam_search_LDADD = libengine.la libdeft.la $(LIBM)
+endif
+
 EXTRA_DIST += examples/quickstart.sh examples/get_model.sh examples/packages.sh

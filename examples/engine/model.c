@@ -331,6 +331,14 @@ size_t engine_weight_bytes(const engine_t *e)
     return bytes;
 }
 
+double engine_operations(const engine_t *e)
+{
+    double q = (double)e->n_q * e->head_dim, kv = (double)e->n_kv * e->head_dim;
+    double layer = e->dim * (2 * q + 2 * kv + 3.0 * e->ffn);
+
+    return 2 * (layer * e->n_layers + (double)e->dim * e->vocab);
+}
+
 /* ---- the forward pass ---- */
 
 static int reserve(engine_t *e, size_t n)

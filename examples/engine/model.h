@@ -38,6 +38,7 @@ const tokenizer_t *engine_tokenizer(const engine_t *engine);
 uint32_t engine_vocab(const engine_t *engine);
 uint32_t engine_layers(const engine_t *engine);
 size_t engine_weight_bytes(const engine_t *engine); /* read by a step, without the embedding */
+double engine_operations(const engine_t *engine);    /* of the products, for one row with logits */
 const engine_times_t *engine_times(const engine_t *engine);
 void engine_reset_times(engine_t *engine);
 const char *engine_error(const engine_t *engine); /* of the last call that returned -1 */
