@@ -3,7 +3,17 @@
  *
  * A decode step of a small model is bound by reading its weights (few rows) and by arithmetic (many).
  * Q4 and Q8 blocks are widened to f32 a chunk of k at a time, into a buffer that stays in L1, and
- * used there for every row: memory traffic is that of 4-bit weights, and x is never rounded. */
+ * used there for every row: memory traffic is that of 4-bit weights, and x is never rounded.
+ *
+ * Why not a BLAS: all products of SmolLM2-135M (Q4_1), two threads on a shared two-core server with
+ * AVX-512, best of several runs, milliseconds (256 rows: without the output head; ours without the
+ * K and V projections, 5% of the work). A BLAS also gives a row other bits in another batch.
+ *
+ *     rows                          1      8     20     50    256
+ *     this file                  11.5   16.5   29.1   58.8    213
+ *     OpenBLAS 0.3.21, f32       53.7   83.3  138.3  282.3   1173
+ *
+ * Not tried: oneDNN, bf16 dot products, AMX. */
 #include "matmul.h"
 
 #include <pthread.h>

@@ -122,8 +122,12 @@ static inline void NAME(tiles)(const float *w, size_t kc, const float *x, size_t
         NAME(tile)(w, kc, x, ldx, acc, 12);
     for (; TILE >= 12 && rows >= 8; rows -= 8, x += 8 * ldx, acc += 8 * PANEL)
         NAME(tile)(w, kc, x, ldx, acc, 8);
+    for (; TILE >= 12 && rows >= 4; rows -= 4, x += 4 * ldx, acc += 4 * PANEL)
+        NAME(tile)(w, kc, x, ldx, acc, 4);
     for (; rows >= 3; rows -= 3, x += 3 * ldx, acc += 3 * PANEL)
         NAME(tile)(w, kc, x, ldx, acc, 3);
+    for (; rows >= 2; rows -= 2, x += 2 * ldx, acc += 2 * PANEL)
+        NAME(tile)(w, kc, x, ldx, acc, 2);
     for (; rows >= 1; rows--, x += ldx, acc += PANEL)
         NAME(tile)(w, kc, x, ldx, acc, 1);
 }
