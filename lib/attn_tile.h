@@ -4,6 +4,7 @@
  *   MAX_ROWS, WIDE_ROWS   rows whose accumulators fit the registers with 2, with 4 vectors each
  *   VMAX(a, b)            lanewise; b where one is NaN
  *   HMAX(v)               largest lane
+ *   ANY_ABOVE(v, x)       is a lane above x
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
  *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: attn_dot.h
@@ -61,7 +62,7 @@ typedef struct scratch {
     float d[TILE_ROWS * VL] __attribute__((aligned(64))); /* denominators, a partial sum a lane */
     float m[TILE_ROWS], alpha[MAX_ROWS];
 #ifdef DOT
-    uint16_t q16[MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
+    uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
     uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
     const char *v16; /* [pair of columns][D][2] of the tile, here or in the pool */
 #endif
@@ -99,7 +100,7 @@ INLINE vf splat(float x)
     return x - (vf){ 0 };
 }
 
-/* 2^x for x <= 0: error below 1e-7, 0 from -127 down, NaN stays. Polynomial on [-1/2, 1/2] by
+/* 2^x for x up to 100: error below 1e-7, 0 from -127 down, NaN stays. Polynomial on [-1/2, 1/2] by
  * Remez (that of Cephes' exp2f). */
 INLINE vf exp2_v(vf x)
 {
@@ -370,13 +371,17 @@ INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
     return mask;
 }
 
-/* Row i of the panel, matrix row r: scores to probabilities, running maximum and denominator. */
+#define SLACK 8.0f /* a score may exceed the running maximum by so much before that is moved */
+
+/* Row i of the panel, matrix row r: scores to weights, running maximum and denominator. The maximum
+ * only has to keep 2^(s - m) in range: moving it for every larger score would cost a reduction and
+ * a scaling of O for each tile. */
 INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
 {
     scratch_t *sc = w->sc;
     const float cap = w->attn->geom->softcap;
     const uint32_t nv = (sc->cols + VL - 1) / VL;
-    float *s = sc->s + i * TILE;
+    float *s = sc->s + i * TILE, m = sc->m[r], alpha = 1.0f;
     vf top = splat(-INFINITY);
     for (uint32_t v = 0; v < nv; v++) {
         vf x = *(vf *)(s + v * VL);
@@ -384,16 +389,17 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
             x = tanh_v(x) * splat(cap * (float)IDEFT_LOG2E);
         if (masked)
             x = select_v(visible(w, r, v), x, splat(-INFINITY));
-        *(vf *)(s + v * VL) = x;
+        if (cap > 0 || masked)
+            *(vf *)(s + v * VL) = x;
         top = VMAX(x, top);
     }
-    const float m_tile = HMAX(top), m_old = sc->m[r], m = m_tile > m_old ? m_tile : m_old;
-    const float base = m == -INFINITY ? 0.0f : m; /* nothing seen yet: all weights are 0 */
-    float alpha = 1.0f;
-    if (m_old < m) {
-        const vf e = exp2_v(splat(m_old - base));
+    if (ANY_ABOVE(top, m + SLACK)) {
+        const float m_new = HMAX(top);
+        const vf e = exp2_v(splat(m - m_new));
         alpha = e[0];
+        sc->m[r] = m = m_new;
     }
+    const float base = m == -INFINITY ? 0.0f : m; /* nothing seen yet: all weights are 0 */
     vf sum = splat(0.0f);
     for (uint32_t v = 0; v < nv; v++) {
         const vf p = exp2_v(*(vf *)(s + v * VL) - base);
@@ -402,29 +408,44 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
     }
     vf *d = (vf *)(sc->d + r * VL);
     *d = *d * alpha + sum;
-    sc->m[r] = m;
     sc->alpha[i] = alpha;
 }
 
 /* ---- a tile of columns ---------------------------------------------------------------------------- */
 
-/* Is any V of the tile infinite or NaN? Then a masked column must not be multiplied by zero. Looks
- * at what is stored, with the neighbour in an incomplete pair. */
+/* Lanes of x whose exponent is all ones, in the halves or words that `exp` names. */
+INLINE vu not_finite(vu x, uint32_t low, uint32_t high)
+{
+    vu bad = (vu){ 0 };
+    if (low != 0)
+        bad |= (vu)((x & low) == low);
+    if (high != 0)
+        bad |= (vu)((x & high) == high);
+    return bad;
+}
+
+/* Is all V of the tile finite? If not, a masked column must not be multiplied by zero. */
 static bool values_finite(const work_t *w)
 {
     const scratch_t *sc = w->sc;
-    const size_t elem = w->type == DEFT_F32 ? 4 : 2;
     const uint32_t exp = w->type == DEFT_F32 ? 0x7f800000u : w->type == DEFT_F16 ? 0x7c00u : 0x7f80u;
+    const size_t row = (size_t)w->D * (w->type == DEFT_F16 ? 2 : 4); /* bf16: of a pair of tokens */
     vu bad = (vu){ 0 };
     for (uint32_t i = 0; i < sc->n_piece; i++) {
-        const uint32_t slot = sc->piece[i].slot & ~1u, end = sc->piece[i].slot + sc->piece[i].n;
-        const unsigned char *v = w->v + (size_t)slot * w->D * elem;
-        const size_t bytes = (size_t)(end - slot) * w->D * elem;
-        for (size_t at = 0; at < bytes; at += VL * 4) {
-            const vu x = *(const vuu *)(v + at);
-            bad |= (vu)((x & exp) == exp);
-            if (elem == 2)
-                bad |= (vu)((x & exp << 16) == exp << 16);
+        const uint32_t end = sc->piece[i].slot + sc->piece[i].n;
+        for (uint32_t slot = sc->piece[i].slot; slot < end;) {
+            uint32_t low = exp, high = w->type == DEFT_F32 ? 0 : exp << 16, took = 1;
+            const unsigned char *v = w->v + slot * row;
+            if (w->type == DEFT_BF16) { /* the other token of the pair may be another's */
+                v = w->v + slot / 2 * row;
+                low = slot % 2 == 0 ? exp : 0;
+                high = slot % 2 == 1 || slot + 1 < end ? exp << 16 : 0;
+                took = slot % 2 == 0 ? 2 : 1;
+            }
+            for (size_t at = 0; at + VL * 4 <= row; at += VL * 4)
+                bad |= not_finite(*(const vuu *)(v + at), low, high);
+            bad |= not_finite(*(const vuu *)(v + row - VL * 4), low, high);
+            slot += took;
         }
     }
     uint32_t any = 0;

@@ -16,6 +16,7 @@ typedef struct cutter {
     deft_ctx_t *ctx;
     ideft_plan_t *plan;
     uint32_t row_begin, row_end; /* the tile */
+    bool sequence;               /* a tile is rows of one node */
     bool spares;                 /* a free seg behind each growing leaf, for patching */
     bool failed;                 /* out of memory */
     bool open;                   /* the last item takes more segs */
@@ -109,8 +110,12 @@ static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
     const uint32_t window = ctx->geom.max_window;
     if (row_begin >= row_end || from >= to)
         return;
-    if (window != 0 && v->start + to - 1 + window <= v->min_pos)
+    /* the rows of a sequence tile are of one node, the first stands first */
+    const uint32_t min_pos = c->sequence ? c->plan->row[row_begin].pos : v->min_pos;
+    if (window != 0 && v->start + to - 1 + window <= min_pos)
         return; /* too far back for every row */
+    if (window != 0 && c->sequence && v->start + from + window <= min_pos)
+        from = min_pos - window + 1 - v->start;
     open_item(c, row_begin, row_end);
     const ideft_seg_t seg = { v->slot + from, to - from, v->start + from, row_begin, row_end, 1 };
     if (v->slot != IDEFT_NONE)
@@ -241,6 +246,7 @@ static void cut_sequence(cutter_t *c, uint32_t *list)
     const ideft_plan_t *plan = c->plan;
     const uint32_t step = tile_rows(c);
     uint32_t tiles = 0;
+    c->sequence = true;
     for (uint32_t i = 0; i < plan->n_visit; i++)
         tiles += (plan->visit[i].n_self + step - 1) / step;
     for (uint32_t i = 0; i < plan->n_visit && !c->failed; i++) {

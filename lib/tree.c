@@ -573,6 +573,8 @@ static void absorb_child(deft_tree_t *tree, uint32_t index)
     ideft_node_t *kid = ideft_node(ctx, kid_index);
     const bool was_dirty = node->computed < node->len, kid_dirty = kid->computed < kid->len;
     node->n_runs = collect_runs(kid, runs_of(node), node->n_runs);
+    if (kid->n_runs > 0)
+        node->last_span = kid->last_span;
     if (!was_dirty) {
         node->computed = node->len + kid->computed;
         if (kid_dirty)
@@ -588,7 +590,6 @@ static void absorb_child(deft_tree_t *tree, uint32_t index)
     kid->first_child = 0;
     kid->n_runs = 0; /* its spans have a new owner */
     node_free(tree, kid_index);
-    mark_end(ctx, node);
 }
 
 /* The node that a chain of only children down to `index` hangs from, and its length. */
