@@ -24,7 +24,6 @@ need_to_build() {
     need pkg-config command -v pkg-config
     need libmimalloc-dev has_header mimalloc.h
     need libpcre2-dev pkg-config --exists libpcre2-8
-    need libopenblas-dev pkg-config --exists openblas
 }
 
 need_to_fetch() {

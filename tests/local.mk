@@ -65,7 +65,14 @@ tests_check_invariant_SOURCES = tests/check_invariant.c tests/suite.h
 tests_check_invariant_CPPFLAGS = $(tests_check_cppflags)
 tests_check_invariant_LDADD = $(tests_check_libs)
 if HAVE_ENGINE
-tests_programs += tests/check_engine
+tests_programs += tests/check_engine tests/check_gguf tests/check_tokenizer
+tests_engine_cppflags = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
+tests_check_gguf_SOURCES = tests/check_gguf.c tests/gguf_file.h
+tests_check_gguf_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_gguf_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
+tests_check_tokenizer_SOURCES = tests/check_tokenizer.c tests/gguf_file.h
+tests_check_tokenizer_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_tokenizer_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
 tests_check_engine_SOURCES = tests/check_engine.c
 tests_check_engine_CPPFLAGS = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
 tests_check_engine_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
@@ -88,4 +95,8 @@ deft_bench_LDADD += libengine.la
 endif
 
 EXTRA_DIST += tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \
-	tests/corpus tests/golden
+	tests/corpus tests/golden tests/data
+
+# What check-valgrind runs.
+valgrind_tests = tests/check_ctx tests/check_tree tests/check_walk tests/check_pool tests/check_step \
+	tests/check_props tests/check_invariant
