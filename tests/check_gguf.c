@@ -368,7 +368,7 @@ END_TEST
 START_TEST(test_gguf_survives_mutations)
 {
     file_t f = tiny_file();
-    size_t rounds = 20000 * (size_t)env_u64("DEFT_TEST_SCALE", 1), n_opened;
+    size_t rounds = scaled(20000), n_opened;
 
     random_state = env_u64("DEFT_TEST_SEED", 1);
     n_opened = mutate_file(&f, rounds, NULL);

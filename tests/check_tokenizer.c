@@ -350,7 +350,7 @@ static void use_tokenizer(const gguf_t *g)
 START_TEST(test_tokenizer_survives_mutations)
 {
     file_t f = read_file(vocab_files[_i]);
-    size_t rounds = 1000 * (size_t)env_u64("DEFT_TEST_SCALE", 1);
+    size_t rounds = scaled(1000);
 
     random_state = env_u64("DEFT_TEST_SEED", 1) + 1;
     ck_assert_uint_gt(mutate_file(&f, rounds, use_tokenizer), 0);

@@ -238,6 +238,15 @@ static inline void mutate(unsigned char *data, size_t size)
 }
 
 /* Change 1 to 4 places, cut sometimes, and open, rounds times; returns how many opened. */
+/* So many rounds times DEFT_TEST_SCALE, a few at least. */
+static inline size_t scaled(size_t rounds)
+{
+    const char *scale = getenv("DEFT_TEST_SCALE");
+    const double n = (double)rounds * (scale != NULL ? strtod(scale, NULL) : 1.0);
+
+    return n < 100 ? 100 : (size_t)n;
+}
+
 static inline size_t mutate_file(const file_t *f, size_t rounds, use_fn use)
 {
     guarded_t guard = guarded_create(f->size);
