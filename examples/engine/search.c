@@ -212,19 +212,26 @@ static deft_status_t advance(search_t *s, const choice_t *kept, size_t n, const 
         for (size_t j = 0; j < m && status == DEFT_OK; j++)
             kids[index[j]] = group[j];
     }
+    size_t made = 0;
     for (size_t i = 0; i < n && status == DEFT_OK; i++) {
         const live_t *from = &old[kept[i].parent];
         live_t *to = &kids[i];
         *to = (live_t){ to->tree, to->node, kept[i].logprob, from->n + 1,
                         malloc((s->o->tokens + 1) * sizeof(int32_t)) };
-        if (!to->ids)
-            return DEFT_ERR_NOMEM;
+        if (!to->ids) {
+            status = DEFT_ERR_NOMEM;
+            break;
+        }
+        made++;
         memcpy(to->ids, from->ids, from->n * sizeof(int32_t));
         to->ids[from->n] = kept[i].id;
         status = deft_tree_append(to->tree, to->node, 1, &kept[i].id);
     }
-    if (status != DEFT_OK)
+    if (status != DEFT_OK) {
+        while (made > 0)
+            free(kids[--made].ids);
         return status;
+    }
     for (size_t p = 0; p < n_old; p++)
         free(old[p].ids);
     memcpy(s->live, kids, n * sizeof(*kids));
