@@ -98,5 +98,5 @@ EXTRA_DIST += tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt t
 	tests/corpus tests/golden tests/data
 
 # What check-valgrind runs.
-valgrind_tests = tests/check_ctx tests/check_tree tests/check_walk tests/check_pool tests/check_step \
+valgrind_tests = tests/check_ctx tests/check_tree tests/check_pool tests/check_step \
 	tests/check_props tests/check_invariant
