@@ -364,6 +364,7 @@ int bench_attend(int argc, char **argv)
                 for (int k = 0; k < n_kvs; k++)
                     n = add_cell(cells, n, trees[t], heads[h], dim, kvs[k]);
     print_head(&opt);
+    bench_peak_gflops((int)opt.threads, 1);
     for (int i = 0; i < n; i++) {
         measure(&cells[i], &opt);
         print_cell(&cells[i], &opt);

@@ -292,7 +292,7 @@ double bench_read_gbs(size_t bytes, int threads)
 #if defined(__x86_64__)
 static volatile float sink;
 
-#define FMA_ROUNDS 4000000
+#define FMA_ROUNDS 1000000
 __attribute__((target("avx512f"))) static double fma_avx512(void)
 {
     __m512 a[12], b = _mm512_set1_ps(0.999f);
@@ -390,7 +390,7 @@ static void run_peak(void *arg, int thread)
 static double peak_of(double (*fn)(void), int threads)
 {
     double best = 0;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 6; i++) {
         peak_t p = { fn, 0 };
         const double t = bench_parallel(threads, run_peak, &p), g = p.operations * threads / t * 1e-9;
         best = g > best ? g : best;
@@ -398,25 +398,27 @@ static double peak_of(double (*fn)(void), int threads)
     return best;
 }
 
+/* Measured again at every call, the best so far counts: a moment in which someone else had the core
+ * must not make everything look fast. */
 double bench_peak_gflops(int threads, int bf16)
 {
-    static double cache[2];
-    static int cached_threads;
-    if (cached_threads == threads && cache[!!bf16] > 0)
-        return cache[!!bf16];
-    if (cached_threads != threads)
-        cache[0] = cache[1] = 0;
-    cached_threads = threads;
-    double best = peak_of(__builtin_cpu_supports("avx512f") ? fma_avx512 : fma_avx2, threads);
+    static double best[2];
+    static int known_threads;
+    if (known_threads != threads)
+        best[0] = best[1] = 0;
+    known_threads = threads;
+    double now = peak_of(__builtin_cpu_supports("avx512f") ? fma_avx512 : fma_avx2, threads);
+    best[0] = now > best[0] ? now : best[0];
+    best[1] = best[0] > best[1] ? best[0] : best[1];
     if (bf16 && __builtin_cpu_supports("avx512bf16")) {
-        const double dot = peak_of(dot_bf16, threads);
-        best = dot > best ? dot : best;
+        now = peak_of(dot_bf16, threads);
+        best[1] = now > best[1] ? now : best[1];
     }
     if (bf16 && has_amx()) {
-        const double amx = peak_of(amx_bf16, threads);
-        best = amx > best ? amx : best;
+        now = peak_of(amx_bf16, threads);
+        best[1] = now > best[1] ? now : best[1];
     }
-    return cache[!!bf16] = best;
+    return best[!!bf16];
 }
 #else
 double bench_peak_gflops(int threads, int bf16)

@@ -143,6 +143,9 @@ static void NAME(panel)(const matrix_t *m, size_t p, const float *x, size_t rows
         size_t kc = m->k - k < CHUNK ? m->k - k : CHUNK;
         for (size_t b = 0; b < kc; b += BLOCK, block += block_bytes[m->format])
             NAME(widen)(m->format, block, w + b * PANEL);
+        /* the next chunk comes from memory while this one is multiplied */
+        for (size_t i = 0; i < CHUNK / BLOCK * block_bytes[m->format]; i += 64)
+            __builtin_prefetch(block + i);
         NAME(tiles)(w, kc, x + k, m->k, acc, rows);
     }
 }
