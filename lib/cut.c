@@ -183,7 +183,7 @@ static void cut_flatten(cutter_t *c, uint32_t chunk)
     close_item(c);
 }
 
-/* Visits from a root down to `visit`, into the scratch that climbing has left. Returns how many. */
+/* Visits from a root down to `visit`. Returns how many. */
 static uint32_t path_of(const ideft_plan_t *plan, uint32_t visit, uint32_t *path)
 {
     uint32_t depth = 0, at;
@@ -398,8 +398,7 @@ deft_status_t ideft_plan_cut(deft_ctx_t *ctx)
                        plan->split == DEFT_SPLIT_NODE_CHUNK;
     plan->n_seg = plan->n_item = 0;
     plan->cut_stays = c.spares = nodes;
-    /* The active nodes have served; their memory holds a path. */
-    uint32_t *list = plan->act_b.p;
+    uint32_t *list = plan->list;
     if (nodes)
         cut_nodes(&c, plan->flags == 0 && plan->split == DEFT_SPLIT_NODE ? UINT32_MAX
                                                                         : ctx->chunk_tokens);

@@ -42,7 +42,7 @@ static deft_status_t request(deft_ctx_t *ctx, uint32_t index, size_t n)
     if (take > IDEFT_MAX_TOKENS - plan->n_row)
         return ideft_fail(ctx, DEFT_ERR_LIMIT, "more than %zu rows", IDEFT_MAX_TOKENS);
     plan->req[plan->n_req++] =
-        (ideft_request_t){ .node = index, .n = take, .token = plan->n_row, .visit = IDEFT_NONE };
+        (ideft_request_t){ index, take, plan->n_row, IDEFT_NONE, 0 };
     plan->n_row += take;
     return DEFT_OK;
 }
@@ -133,26 +133,22 @@ static bool can_patch(const deft_ctx_t *ctx, const deft_rows_t *rows, uint64_t f
            plan->flags == flags && plan->split == ctx->split && ctx->geom.max_window == 0;
 }
 
-/* ---- climbing --------------------------------------------------------------------------------- */
+/* ---- bringing requests into depth-first order ------------------------------------------------- */
 
-static uint32_t activate(ideft_plan_t *plan, ideft_node_t *node, uint32_t index)
+static deft_status_t next_pass(deft_ctx_t *ctx)
 {
-    const uint32_t a = plan->n_act++;
-    plan->act[a] = (ideft_active_t){
-        .node = index,
-        .parent = IDEFT_NONE,
-        .first_child = IDEFT_NONE,
-        .last_child = IDEFT_NONE,
-        .next = IDEFT_NONE,
-        .request = IDEFT_NONE,
-        .start = node->start,
-        .len = node->len,
-        .computed = node->computed,
-        .slot = node->n_runs == 1 ? ideft_runs(node)->slot : IDEFT_NONE,
-    };
-    node->mark = a;
+    if (++ctx->plan.epoch == 0)
+        return ideft_fail(ctx, DEFT_ERR_LIMIT, "plan numbers are used up");
+    return DEFT_OK;
+}
+
+static uint32_t activate(ideft_plan_t *plan, ideft_node_t *node)
+{
+    plan->act[plan->n_act] =
+        (ideft_active_t){ IDEFT_NONE, IDEFT_NONE, IDEFT_NONE, IDEFT_NONE, IDEFT_NONE };
+    node->mark = plan->n_act;
     node->mark_epoch = plan->epoch;
-    return a;
+    return plan->n_act++;
 }
 
 static void link_active(ideft_plan_t *plan, uint32_t a, uint32_t parent)
@@ -167,41 +163,58 @@ static void link_active(ideft_plan_t *plan, uint32_t a, uint32_t parent)
 }
 
 /* From every row up to the first node that is known already. Roots are linked through `next`. */
-static deft_status_t climb(deft_ctx_t *ctx, uint32_t *first_root_p)
+static deft_status_t climb(deft_ctx_t *ctx)
 {
     ideft_plan_t *plan = &ctx->plan;
     uint32_t last_root = IDEFT_NONE;
     plan->n_act = 0;
-    if (++plan->epoch == 0)
-        return ideft_fail(ctx, DEFT_ERR_LIMIT, "plan numbers are used up");
     for (uint32_t i = 0; i < plan->n_req; i++) {
-        uint32_t at = plan->req[i].node;
+        uint32_t at = plan->req[i].node, below = IDEFT_NONE;
         ideft_node_t *node = ideft_node(ctx, at);
-        if (node->mark_epoch != plan->epoch) {
-            uint32_t below = IDEFT_NONE, a;
-            do {
-                if ((plan->n_act + 1) * sizeof(*plan->act) > plan->act_b.bytes)
-                    ROOM(ctx, plan, act_b, act, plan->n_act + 1, plan->n_act);
-                a = activate(plan, node, at);
-                if (below != IDEFT_NONE)
-                    link_active(plan, below, a);
-                below = a;
-                at = node->parent;
-                node = ideft_node(ctx, at);
-            } while (at != 0 && node->mark_epoch != plan->epoch);
-            if (at != 0) {
-                link_active(plan, a, node->mark);
-            } else if (last_root == IDEFT_NONE) {
-                *first_root_p = last_root = a;
-            } else {
-                plan->act[last_root].next = a;
-                last_root = a;
-            }
+        for (; at != 0 && node->mark_epoch != plan->epoch; at = node->parent, node = ideft_node(ctx, at)) {
+            if ((plan->n_act + 1) * sizeof(*plan->act) > plan->act_b.bytes)
+                ROOM(ctx, plan, act_b, act, plan->n_act + 1, plan->n_act);
+            const uint32_t a = activate(plan, node);
+            if (below != IDEFT_NONE)
+                link_active(plan, below, a);
+            below = a;
+        }
+        if (below != IDEFT_NONE && at != 0) {
+            link_active(plan, below, node->mark);
+        } else if (below != IDEFT_NONE) {
+            if (last_root != IDEFT_NONE)
+                plan->act[last_root].next = below;
+            last_root = below;
         }
         ideft_active_t *act = &plan->act[ideft_node(ctx, plan->req[i].node)->mark];
         if (act->request != IDEFT_NONE)
             return ideft_fail(ctx, DEFT_ERR_INVAL, "a node is listed twice");
         act->request = i;
+    }
+    return DEFT_OK;
+}
+
+/* req[].sorted: the requests as a depth-first walk meets them. */
+static deft_status_t sort_requests(deft_ctx_t *ctx)
+{
+    ideft_plan_t *plan = &ctx->plan;
+    uint32_t n = 0;
+    IDEFT_TRY(next_pass(ctx));
+    IDEFT_TRY(climb(ctx));
+    /* the first root is the last node of the first climb */
+    uint32_t a = 0;
+    while (plan->act[a].parent != IDEFT_NONE)
+        a = plan->act[a].parent;
+    while (a != IDEFT_NONE) {
+        if (plan->act[a].request != IDEFT_NONE)
+            plan->req[n++].sorted = plan->act[a].request;
+        if (plan->act[a].first_child != IDEFT_NONE) {
+            a = plan->act[a].first_child;
+            continue;
+        }
+        while (plan->act[a].next == IDEFT_NONE && plan->act[a].parent != IDEFT_NONE)
+            a = plan->act[a].parent;
+        a = plan->act[a].next;
     }
     return DEFT_OK;
 }
@@ -232,84 +245,119 @@ static void number_rows(deft_ctx_t *ctx, const ideft_request_t *req, ideft_visit
     }
 }
 
-/* Enter an active node: the next visit. Its rows come first in its interval. */
-static deft_status_t enter(deft_ctx_t *ctx, uint32_t a, uint32_t *row_p)
+/* Where numbering stands: rows so far, deepest visit on the path of the last one. */
+typedef struct place {
+    uint32_t row, top;
+} place_t;
+
+/* Leave the visits below `up`: their intervals end with the last row. */
+static void leave(ideft_plan_t *plan, place_t *place, uint32_t up)
+{
+    while (place->top != up) {
+        ideft_visit_t *v = &plan->visit[place->top];
+        v->row_end = place->row;
+        if (v->parent != IDEFT_NONE && plan->visit[v->parent].min_pos > v->min_pos)
+            plan->visit[v->parent].min_pos = v->min_pos;
+        place->top = v->parent;
+    }
+}
+
+/* The next visit, below the last one. False: a token between the two will not be computed. */
+static bool enter(deft_ctx_t *ctx, place_t *place, uint32_t index)
 {
     ideft_plan_t *plan = &ctx->plan;
-    ideft_active_t *act = &plan->act[a];
-    const uint32_t req_n = act->request == IDEFT_NONE ? 0 : plan->req[act->request].n;
-    if (act->first_child != IDEFT_NONE && act->computed + req_n != act->len)
-        return ideft_fail(ctx, DEFT_ERR_STATE,
-                          "a row is below %u tokens that are neither computed nor in the step",
-                          act->len - act->computed - req_n);
-    act->visit = plan->n_visit++;
-    ideft_visit_t *v = &plan->visit[act->visit];
-    *v = (ideft_visit_t){
-        .node = act->node,
-        .parent = act->parent == IDEFT_NONE ? IDEFT_NONE : plan->act[act->parent].visit,
-        .start = act->start,
-        .n = act->computed + req_n,
-        .row_begin = *row_p,
+    ideft_node_t *node = ideft_node(ctx, index);
+    if (place->top != IDEFT_NONE) {
+        const ideft_visit_t *up = &plan->visit[place->top];
+        if (up->start + up->n != node->start)
+            return false;
+    }
+    node->mark = plan->n_visit++;
+    node->mark_epoch = plan->epoch;
+    plan->visit[node->mark] = (ideft_visit_t){
+        .node = index,
+        .parent = place->top,
+        .start = node->start,
+        .n = node->computed,
+        .row_begin = place->row,
         .min_pos = UINT32_MAX,
         .last_seg = IDEFT_NONE,
-        .slot = act->slot,
+        .slot = node->n_runs == 1 ? ideft_runs(node)->slot : IDEFT_NONE,
     };
-    if (req_n > 0) {
-        plan->req[act->request].visit = act->visit;
-        number_rows(ctx, &plan->req[act->request], v);
-        *row_p += req_n;
+    place->top = node->mark;
+    return true;
+}
+
+/* The part of a request's path that is new, into list[], from the row up. *up_p: the visit that it
+ * hangs from. False: the walk has left this visit already, the requests are not in order. */
+static deft_status_t new_path(deft_ctx_t *ctx, const ideft_request_t *req, uint32_t *depth_p,
+                              uint32_t *up_p, bool *in_order_p)
+{
+    ideft_plan_t *plan = &ctx->plan;
+    uint32_t at = req->node, depth = 0;
+    const ideft_node_t *node = ideft_node(ctx, at);
+    for (; at != 0 && node->mark_epoch != plan->epoch; at = node->parent, node = ideft_node(ctx, at)) {
+        if ((depth + 1) * sizeof(*plan->list) > plan->list_b.bytes)
+            ROOM(ctx, plan, list_b, list, depth + 1, depth);
+        plan->list[depth++] = at;
     }
+    *depth_p = depth;
+    *up_p = at == 0 ? IDEFT_NONE : node->mark;
+    *in_order_p = depth > 0 && (at == 0 || plan->visit[node->mark].row_end == 0);
     return DEFT_OK;
 }
 
-/* Leave it: its interval ends with the last row below. */
-static void leave(deft_ctx_t *ctx, uint32_t a, uint32_t row)
+/* Make the visits while requests come in depth-first order: each adds the part of its path that it
+ * does not share with the one before. row_end is 0 while a visit is open. */
+static deft_status_t number(deft_ctx_t *ctx, bool sorted, bool *in_order_p)
 {
     ideft_plan_t *plan = &ctx->plan;
-    ideft_visit_t *v = &plan->visit[plan->act[a].visit];
-    v->row_end = row;
-    if (v->parent != IDEFT_NONE && plan->visit[v->parent].min_pos > v->min_pos)
-        plan->visit[v->parent].min_pos = v->min_pos;
-}
-
-static deft_status_t number(deft_ctx_t *ctx, uint32_t a)
-{
-    ideft_plan_t *plan = &ctx->plan;
-    uint32_t row = 0;
+    place_t place = { 0, IDEFT_NONE };
+    uint32_t depth = 0, up = IDEFT_NONE;
+    IDEFT_TRY(next_pass(ctx));
     plan->n_visit = 0;
-    while (a != IDEFT_NONE) {
-        IDEFT_TRY(enter(ctx, a, &row));
-        if (plan->act[a].first_child != IDEFT_NONE) {
-            a = plan->act[a].first_child;
-            continue;
+    for (uint32_t k = 0; k < plan->n_req; k++) {
+        ideft_request_t *req = &plan->req[sorted ? plan->req[k].sorted : k];
+        IDEFT_TRY(new_path(ctx, req, &depth, &up, in_order_p));
+        if (!*in_order_p)
+            return DEFT_OK;
+        leave(plan, &place, up);
+        if ((plan->n_visit + (size_t)depth) * sizeof(*plan->visit) > plan->visit_b.bytes)
+            ROOM(ctx, plan, visit_b, visit, plan->n_visit + (size_t)depth, plan->n_visit);
+        while (depth > 0 && enter(ctx, &place, plan->list[depth - 1]))
+            depth--;
+        if (depth > 0 && sorted)
+            return ideft_fail(ctx, DEFT_ERR_STATE, "a row is below tokens that are neither computed nor in the step");
+        if (depth > 0) { /* or an ancestor is listed later */
+            *in_order_p = false;
+            return DEFT_OK;
         }
-        for (;;) {
-            leave(ctx, a, row);
-            const uint32_t parent = plan->act[a].parent;
-            if (plan->act[a].next != IDEFT_NONE || parent == IDEFT_NONE) {
-                a = plan->act[a].next;
-                break;
-            }
-            a = parent;
-        }
+        req->visit = place.top;
+        plan->visit[place.top].n += req->n;
+        number_rows(ctx, req, &plan->visit[place.top]);
+        place.row += req->n;
     }
+    leave(plan, &place, IDEFT_NONE);
     return DEFT_OK;
 }
 
 static deft_status_t plan_afresh(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_rows)
 {
     ideft_plan_t *plan = &ctx->plan;
-    uint32_t first_root = IDEFT_NONE;
+    bool in_order = true;
     IDEFT_TRY(gather(ctx, rows, n_rows));
     if (plan->n_row == 0)
         return ideft_fail(ctx, DEFT_ERR_STATE, "every token is computed already");
-    IDEFT_TRY(climb(ctx, &first_root));
-    ROOM(ctx, plan, visit_b, visit, plan->n_act, 0);
     ROOM(ctx, plan, row_b, row, plan->n_row, 0);
     ROOM(ctx, plan, pos_b, positions, plan->n_row, 0);
     ROOM(ctx, plan, id_b, ids, plan->n_row, 0);
     ROOM(ctx, plan, node_b, nodes, plan->n_row, 0);
-    IDEFT_TRY(number(ctx, first_root));
+    IDEFT_TRY(number(ctx, false, &in_order));
+    if (!in_order) {
+        IDEFT_TRY(sort_requests(ctx));
+        IDEFT_TRY(number(ctx, true, &in_order));
+    }
+    ROOM(ctx, plan, list_b, list, plan->n_visit, 0);
     plan->one_each = plan->n_req == plan->n_row;
     for (uint32_t i = 0; i < plan->n_req && plan->one_each; i++) {
         const ideft_visit_t *v = &plan->visit[plan->req[i].visit];
@@ -343,7 +391,7 @@ deft_status_t ideft_plan_make(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n
 
 void ideft_plan_fini(ideft_plan_t *plan)
 {
-    ideft_buf_t *bufs[] = { &plan->req_b,   &plan->act_b,  &plan->visit_b, &plan->row_b,
+    ideft_buf_t *bufs[] = { &plan->req_b,   &plan->act_b,  &plan->visit_b, &plan->row_b, &plan->list_b,
                             &plan->seg_b,   &plan->item_b, &plan->order_b, &plan->part_b,
                             &plan->begin_b, &plan->pos_b,  &plan->id_b,    &plan->node_b };
     for (size_t i = 0; i < sizeof(bufs) / sizeof(*bufs); i++)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* From the tree to groups: host arithmetic alone, no device, no backend.
  *
- * plan.c finds the active nodes (those on the path of a row) by climbing from the rows, numbers the
- * rows in depth-first order, and hands the nodes in this order ("visits") to cut.c, which makes
- * segs and items of them. A plan whose leaves only grew by one since is patched: O(rows). */
+ * plan.c finds the active nodes (those on the path of a row) by climbing from the rows, numbers rows
+ * and nodes in depth-first order (rows that come in another order are sorted first), and hands the
+ * nodes in this order ("visits") to cut.c, which makes segs and items of them. A plan whose leaves only grew by one since is patched: O(rows). */
 #ifndef IDEFT_PLAN_H
 #define IDEFT_PLAN_H
 

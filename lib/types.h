@@ -74,7 +74,7 @@ typedef struct ideft_node {
     uint32_t parent, first_child;
     uint32_t start, len, computed;
     uint32_t n_runs, run_cap; /* run_cap 0: the run is `one` */
-    uint32_t mark, mark_epoch; /* plan.c: index among the active nodes of plan number mark_epoch */
+    uint32_t mark, mark_epoch; /* plan.c: index of visit or active node, in pass mark_epoch */
     uint32_t dirty_prev, dirty_next;
     uint32_t last_child;
     union {
@@ -134,18 +134,16 @@ typedef struct ideft_visit { /* an active node, in depth-first order */
     uint32_t slot;             /* of its first token if it is one run, else IDEFT_NONE */
 } ideft_visit_t;
 
-typedef struct ideft_active { /* a node on the path of a row, while the tree is climbed */
-    uint32_t node;
+typedef struct ideft_active { /* a node on the path of a row, while rows are brought into order */
     uint32_t parent, first_child, last_child, next; /* active indices, IDEFT_NONE */
     uint32_t request;
-    uint32_t visit;
-    uint32_t start, len, computed, slot; /* of the node, which is looked at once */
 } ideft_active_t;
 
 typedef struct ideft_request { /* the next n tokens of a node */
     uint32_t node, n;
     uint32_t token; /* of the first, in the caller's order */
     uint32_t visit;
+    uint32_t sorted; /* the request that is [this] in depth-first order */
 } ideft_request_t;
 
 /* What the cutter has to know of the machine; a backend fills it once. Nothing in it depends on
@@ -160,10 +158,11 @@ typedef struct ideft_machine {
 
 typedef struct ideft_plan {
     ideft_alloc_t *alloc;
-    ideft_buf_t req_b, act_b, visit_b, row_b, seg_b, item_b, order_b, part_b, begin_b, pos_b, id_b,
+    ideft_buf_t req_b, act_b, list_b, visit_b, row_b, seg_b, item_b, order_b, part_b, begin_b, pos_b, id_b,
         node_b;
     ideft_request_t *req;
     ideft_active_t *act;
+    uint32_t *list; /* scratch: a path, the visits of a tile */
     ideft_visit_t *visit;
     ideft_row_t *row;
     ideft_seg_t *seg;
@@ -174,7 +173,7 @@ typedef struct ideft_plan {
     int32_t *positions, *ids; /* [n_rows] in the caller's order */
     deft_node_t *nodes;
     uint32_t n_req, n_act, n_visit, n_row, n_seg, n_item, n_part;
-    uint32_t epoch; /* number of the last plan made afresh */
+    uint32_t epoch; /* number of the last pass over the tree */
     /* what the plan was made for */
     uint64_t topology;
     uint64_t flags;
