@@ -105,6 +105,68 @@ START_TEST(test_engine_logits_match_reference)
 }
 END_TEST
 
+/* One line of reference_greedy.txt: prompt ids, a bar, the ids that follow greedily. Returns how
+ * many were compared; -1 at the first that differs. */
+static int follow(char *line, float *logits)
+{
+    int32_t ids[1024];
+    size_t n = 0;
+    int compared = 0;
+    deft_tree_t *tree;
+    char *at = line, *bar = strchr(line, '|');
+
+    for (char *end; at < bar && n < 1024; at = end) {
+        const long id = strtol(at, &end, 10);
+        if (end == at || end > bar)
+            break;
+        ids[n++] = (int32_t)id;
+    }
+    ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
+    const deft_node_t root = deft_tree_root(tree);
+    ck_assert(engine_prefill(e, tree, root, ids, n, 0, logits) == 0);
+    at = bar + 1;
+    for (char *end;; at = end) {
+        const int32_t want = (int32_t)strtol(at, &end, 10);
+        if (end == at)
+            break;
+        if (sampler_argmax(logits, engine_vocab(e)) != want) {
+            compared = -1;
+            break;
+        }
+        compared++;
+        ck_assert(deft_tree_append(tree, root, 1, &want) == DEFT_OK);
+        ck_assert(engine_step(e, NULL, 0, 0, NULL, 1, logits) == 0);
+    }
+    deft_tree_destroy(tree);
+    return compared;
+}
+
+START_TEST(test_engine_greedy_matches_reference)
+{
+    const char *src = getenv("srcdir");
+    char path[4096], line[65536];
+    int prompts = 0, compared;
+
+    (void)snprintf(path, sizeof(path), "%s/tests/data/reference_greedy.txt", src ? src : ".");
+    FILE *f = fopen(path, "r");
+    ck_assert_msg(f, "cannot open %s", path);
+    open_model(0);
+    float *logits = calloc(engine_vocab(e), sizeof(float));
+    ck_assert(logits);
+    while (fgets(line, sizeof(line), f)) {
+        if (line[0] < '0' || line[0] > '9' || !strchr(line, '|'))
+            continue; /* a prompt's text, or the margins */
+        compared = follow(line, logits);
+        ck_assert_msg(compared > 0, "prompt %d: another token than the reference", prompts);
+        prompts++;
+    }
+    ck_assert_int_ge(prompts, 10);
+    (void)fclose(f);
+    free(logits);
+    engine_close(e);
+}
+END_TEST
+
 static int32_t *prompt(size_t *n)
 {
     static const char text[] = "The three largest cities of Europe are";
@@ -181,6 +243,7 @@ int main(void)
     tcase_add_test(c, test_engine_open_refuses);
     if (getenv("DEFT_TEST_MODEL")) {
         tcase_add_test(c, test_engine_logits_match_reference);
+        tcase_add_test(c, test_engine_greedy_matches_reference);
         tcase_add_test(c, test_search_tree_equals_copies);
         tcase_add_test(c, test_search_empty_prompt_and_full_pool);
     } else {

@@ -320,6 +320,8 @@ int beam_search(engine_t *engine, deft_tree_t *tree, const int32_t *prompt, size
         beam_result_free(result);
     else if (result->n_beams > 1)
         qsort(result->beams, result->n_beams, sizeof(*result->beams), by_score);
+    while (status == 0 && result->n_beams > options->beams) /* the best of finished and live ones */
+        free(result->beams[--result->n_beams].ids);
     return status;
 }
 
