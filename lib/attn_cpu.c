@@ -26,7 +26,7 @@
 
 struct ideft_backend {
     ideft_threads_t *threads;
-    const ideft_kernel_t *kernel, *base; /* base: where kernel has no item function for a type */
+    const ideft_kernel_t *kernel;
     ideft_item_fn item;
     unsigned char *arena;
     size_t arena_bytes, plane_bytes, head_bytes;
@@ -200,8 +200,8 @@ static deft_status_t cpu_create(deft_ctx_t *ctx)
         ctx->n_threads = usable_processors();
     const ideft_geom_t *g = &ctx->geom;
     /* Costs in units of D/60 clocks: a core does D/12 clocks of work a token and matrix row with
-     * what softmax adds, and reads 5 bytes a clock. 32 units keep a
-     * few cores even; items below a tenth of a millisecond are not worth their overhead. */
+     * what softmax adds, and reads 5 bytes a clock. 32 units keep a few cores even; items below
+     * some fifty microseconds are not worth their overhead. */
     ctx->machine = (ideft_machine_t){ .tile_rows = 128, .width = 32, .row_cost = 5,
                                       .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D };
     IDEFT_TRY_GOTO(make_arena(ctx, be), status, err_destroy);

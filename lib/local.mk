@@ -41,7 +41,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx2.la
 endif
 if HAVE_AVX512
 noinst_LTLIBRARIES += libdeft_avx512.la
-libdeft_avx512_la_SOURCES = lib/attn_avx512.c lib/attn_tile.h
+libdeft_avx512_la_SOURCES = lib/attn_avx512.c lib/attn_avx512.h lib/attn_tile.h
 libdeft_avx512_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx512_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512.la
@@ -49,7 +49,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx512.la
 endif
 if HAVE_AVX512_BF16
 noinst_LTLIBRARIES += libdeft_avx512_bf16.la
-libdeft_avx512_bf16_la_SOURCES = lib/attn_avx512_bf16.c lib/attn_dot.h lib/attn_tile.h
+libdeft_avx512_bf16_la_SOURCES = lib/attn_avx512_bf16.c lib/attn_avx512.h lib/attn_dot.h lib/attn_tile.h
 libdeft_avx512_bf16_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx512_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512_bf16.la
@@ -57,7 +57,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx512_bf16.la
 endif
 if HAVE_AMX_BF16
 noinst_LTLIBRARIES += libdeft_amx_bf16.la
-libdeft_amx_bf16_la_SOURCES = lib/attn_amx_bf16.c lib/attn_dot.h lib/attn_tile.h
+libdeft_amx_bf16_la_SOURCES = lib/attn_amx_bf16.c lib/attn_avx512.h lib/attn_dot.h lib/attn_tile.h
 libdeft_amx_bf16_la_CPPFLAGS = $(deft_cppflags)
 libdeft_amx_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AMX_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_amx_bf16.la
