@@ -4,7 +4,6 @@
 
 #include <string.h>
 
-#include "alloc.h"
 #include "backend.h"
 #include "plan.h"
 #include "state.h"
@@ -29,7 +28,6 @@ deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n
     IDEFT_TRY(ctx->ops->prepare(ctx));
     memset(step->written, 0, ctx->geom.n_layers);
     step->n_written = 0;
-    step->flags = flags;
     step->open = true;
     *step_p = step;
     return DEFT_OK;

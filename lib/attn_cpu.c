@@ -6,7 +6,6 @@
 
 #include "attn_cpu.h"
 
-#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>

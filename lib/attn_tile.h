@@ -25,6 +25,7 @@
 #include "attn_cpu.h"
 #include "kv.h"
 #include "plan.h"
+#include "status_int.h"
 
 #define TILE 64u
 #define TILE_ROWS 128u
@@ -530,6 +531,7 @@ static void flush(const work_t *w)
     if (sc->cols == 0)
         return;
     const uint32_t first = (sc->begin - w->row0) * G, last = (sc->end - w->row0) * G;
+    IDEFT_ASSERT_EXPENSIVE(first < last && last <= w->n && sc->cols <= TILE && sc->n_piece <= TILE);
     for (uint32_t c = sc->cols; c % VL != 0; c++) { /* nobody sees the lanes behind the last */
         sc->c_begin[c] = sc->c_end[c] = 0;
         sc->c_pos[c] = INT32_MAX;

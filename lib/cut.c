@@ -41,6 +41,7 @@ static void close_item(cutter_t *c)
     if (c->open) {
         ideft_item_t *item = &c->plan->item[c->plan->n_item - 1];
         item->seg_end = c->plan->n_seg;
+        IDEFT_ASSERT(c->failed || (item->seg_begin < item->seg_end && item->row_begin < item->row_end));
         item->cost = c->cost > UINT32_MAX ? UINT32_MAX : (uint32_t)c->cost;
     }
     c->open = false;
@@ -96,7 +97,6 @@ static void emit_runs(cutter_t *c, uint32_t visit, uint32_t from, const ideft_se
         at += runs[run].n;
         from += seg.n;
         seg.pos += seg.n;
-        seg.new_node = 0;
         left -= seg.n;
     }
 }
@@ -117,7 +117,7 @@ static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
     if (window != 0 && c->sequence && v->start + from + window <= min_pos)
         from = min_pos - window + 1 - v->start;
     open_item(c, row_begin, row_end);
-    const ideft_seg_t seg = { v->slot + from, to - from, v->start + from, row_begin, row_end, 1 };
+    const ideft_seg_t seg = { v->slot + from, to - from, v->start + from, row_begin, row_end };
     if (v->slot != IDEFT_NONE)
         push_seg(c, &seg);
     else
@@ -125,7 +125,7 @@ static void emit(cutter_t *c, uint32_t visit, uint32_t from, uint32_t to)
     if (to == v->n && v->n_self == 1 && !c->failed) {
         v->last_seg = c->plan->n_seg - 1;
         if (c->spares && v->row_end - v->row_begin == 1) {
-            const ideft_seg_t spare = { 0, 0, v->start + to, row_begin, row_end, 0 };
+            const ideft_seg_t spare = { 0, 0, v->start + to, row_begin, row_end };
             push_seg(c, &spare);
         }
     }
@@ -273,10 +273,10 @@ static inline void put_whole(cutter_t *c, uint32_t visit)
     } else if (v->n > 0) {
         const uint32_t begin = ideft_max(v->row_begin, c->row_begin);
         const uint32_t end = ideft_min(v->row_end, c->row_end);
-        plan->seg[plan->n_seg++] = (ideft_seg_t){ v->slot, v->n, v->start, begin, end, 1 };
+        plan->seg[plan->n_seg++] = (ideft_seg_t){ v->slot, v->n, v->start, begin, end };
         if (v->n_self == 1 && v->row_end - v->row_begin == 1) {
             v->last_seg = plan->n_seg - 1;
-            plan->seg[plan->n_seg++] = (ideft_seg_t){ 0, 0, 0, begin, end, 0 };
+            plan->seg[plan->n_seg++] = (ideft_seg_t){ 0, 0, 0, begin, end };
         }
     }
     c->cost += token_cost(c, v) * v->n;
@@ -408,6 +408,7 @@ deft_status_t ideft_plan_cut(deft_ctx_t *ctx)
         cut_sequence(&c, list);
     else
         cut_auto(&c, list);
+    IDEFT_ASSERT(c.failed || plan->n_item > 0);
     if (c.failed || !number_partials(&c) || !order_items(&c))
         return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for a plan");
     return DEFT_OK;

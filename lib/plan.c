@@ -3,7 +3,6 @@
 
 #include "plan.h"
 
-#include <string.h>
 #include <time.h>
 
 #include "alloc.h"
@@ -76,6 +75,7 @@ static deft_status_t gather(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_r
 static bool patch_seg(const ideft_plan_t *plan, const ideft_visit_t *v, const ideft_row_t *row,
                       uint32_t chunk)
 {
+    IDEFT_ASSERT(v->last_seg < plan->n_seg);
     ideft_seg_t *seg = &plan->seg[v->last_seg];
     if (chunk != 0 && (v->n - 1) % chunk == 0)
         return false;

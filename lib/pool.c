@@ -50,6 +50,8 @@ static void extent_link(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 static uint32_t extent_unlink(ideft_pool_t *pool, uint32_t slot)
 {
     const uint32_t n = pool->slot[slot].a & ~IDEFT_FREE, b = bin_of(n);
+    IDEFT_ASSERT(ideft_pool_edge(pool, slot) && ideft_pool_edge(pool, slot + n - 1));
+    IDEFT_ASSERT(pool->slot[slot + n - 1].tag == (int32_t)slot);
     const uint32_t next = pool->slot[slot].b, prev = pool->slot[slot].c;
     if (next != IDEFT_NONE)
         pool->slot[next].c = prev;
@@ -212,6 +214,7 @@ void ideft_span_unref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
     const uint32_t end = slot + n;
     while (slot < end) {
         const uint32_t len = pool->slot[slot].a;
+        IDEFT_ASSERT(len > 0 && len <= end - slot && pool->slot[slot].b > 0);
         if (--pool->slot[slot].b == 0)
             ideft_pool_give(pool, slot, len);
         slot += len;

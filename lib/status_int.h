@@ -20,19 +20,14 @@
 deft_status_t ideft_fail(const deft_ctx_t *ctx, deft_status_t status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* --enable-debug: 1 at the API, 2 inside, 3 in inner loops. A failed one traps, for a debugger;
- * a release build has none. */
+/* --enable-debug: 1 assertions, 2 in inner loops too. A failed one traps, for a debugger; a release
+ * build has none. */
 #if IDEFT_DEBUG >= 1
 #define IDEFT_ASSERT(_x) ((_x) ? (void)0 : __builtin_trap())
 #else
 #define IDEFT_ASSERT(_x) ((void)0)
 #endif
 #if IDEFT_DEBUG >= 2
-#define IDEFT_ASSERT_INTERNAL(_x) IDEFT_ASSERT(_x)
-#else
-#define IDEFT_ASSERT_INTERNAL(_x) ((void)0)
-#endif
-#if IDEFT_DEBUG >= 3
 #define IDEFT_ASSERT_EXPENSIVE(_x) IDEFT_ASSERT(_x)
 #else
 #define IDEFT_ASSERT_EXPENSIVE(_x) ((void)0)

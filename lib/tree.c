@@ -232,6 +232,7 @@ static void node_free(deft_tree_t *tree, uint32_t index)
     ideft_node_t *node = ideft_node(ctx, index);
     if (node->computed < node->len)
         dirty_unlink(ctx, node);
+    IDEFT_ASSERT(node->first_child == 0);
     const ideft_run_t *runs = ideft_runs(node);
     for (uint32_t i = 0; i < node->n_runs; i++)
         ideft_span_unref(&ctx->pool, runs[i].slot, runs[i].n);
@@ -275,6 +276,23 @@ deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t handle)
     return changed(tree->ctx);
 }
 
+/* Cut a node back to its first `len` tokens: what truncate does, and what undoes an append. */
+static void shrink_to(deft_ctx_t *ctx, uint32_t index, uint32_t len)
+{
+    ideft_node_t *node = ideft_node(ctx, index);
+    while (node->len > len) {
+        ideft_run_t *last = &runs_of(node)[node->n_runs - 1];
+        const uint32_t cut = node->len - len < last->n ? node->len - len : last->n;
+        last->n -= cut;
+        if (last->n > 0)
+            ideft_span_cut(&ctx->pool, last->slot, last->slot + last->n);
+        ideft_span_unref(&ctx->pool, last->slot + last->n, cut);
+        node->n_runs -= last->n == 0;
+        node->len -= cut;
+    }
+    mark_end(ctx, node);
+}
+
 deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n)
 {
     uint32_t index;
@@ -287,21 +305,9 @@ deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n
         return ideft_fail(ctx, DEFT_ERR_STATE, "the node has children");
     if (node->computed < node->len && node->computed >= n)
         dirty_unlink(ctx, node);
-    ideft_run_t *runs = runs_of(node);
-    while (node->len > n) {
-        ideft_run_t *last = &runs[node->n_runs - 1];
-        const uint32_t cut = node->len - (uint32_t)n < last->n ? node->len - (uint32_t)n : last->n;
-        const uint32_t keep = last->n - cut;
-        if (keep > 0)
-            ideft_span_cut(&ctx->pool, last->slot, last->slot + keep);
-        ideft_span_unref(&ctx->pool, last->slot + keep, cut);
-        last->n = keep;
-        node->n_runs -= keep == 0;
-        node->len -= cut;
-    }
+    shrink_to(ctx, index, (uint32_t)n);
     if (node->computed > node->len)
         node->computed = node->len;
-    mark_end(ctx, node);
     ctx->topology++;
     return changed(ctx);
 }
@@ -476,23 +482,6 @@ static uint32_t grow_apart(deft_ctx_t *ctx, uint32_t index, uint32_t n)
     node->last_span = slot;
     node->len += got;
     return got;
-}
-
-/* Undo what append has done so far. */
-static void shrink_to(deft_ctx_t *ctx, uint32_t index, uint32_t len)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    while (node->len > len) {
-        ideft_run_t *last = &runs_of(node)[node->n_runs - 1];
-        const uint32_t cut = node->len - len < last->n ? node->len - len : last->n;
-        last->n -= cut;
-        if (last->n > 0)
-            ideft_span_cut(&ctx->pool, last->slot, last->slot + last->n);
-        ideft_span_unref(&ctx->pool, last->slot + last->n, cut);
-        node->n_runs -= last->n == 0;
-        node->len -= cut;
-    }
-    mark_end(ctx, node);
 }
 
 static void set_ids(deft_ctx_t *ctx, const ideft_node_t *node, uint32_t from, const int32_t *tokens)

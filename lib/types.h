@@ -106,7 +106,6 @@ typedef struct ideft_seg { /* KV of one run (or part of it) and who sees it */
     uint32_t slot, n;
     uint32_t pos;                /* path position of its first token */
     uint32_t row_begin, row_end; /* rows that see it, up to their own position */
-    uint32_t new_node;           /* 1: the first seg of a node or chunk in its item */
 } ideft_seg_t;
 
 typedef struct ideft_item { /* a group: runs of KV, rows */
@@ -202,7 +201,6 @@ struct deft_step {
     deft_ctx_t *ctx;
     bool open;
     uint32_t n_written;
-    uint64_t flags;
     uint8_t *written; /* [n_layers] */
 };
 

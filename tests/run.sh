@@ -78,9 +78,8 @@ stage_tsan() {
     configure_in "$base/tsan" --without-mimalloc --with-cuda=no --disable-static \
         CFLAGS="-O1 -g -fsanitize=thread" LDFLAGS="-fsanitize=thread" &&
         make_in "$base/tsan" || return 1
-    # The BLAS is not instrumented: its own threads would look like races.
     # shellcheck disable=SC2086
-    OPENBLAS_NUM_THREADS=1 limited $fixed \
+    limited $fixed \
         make -C "$base/tsan" -j"$jobs" check VERBOSE=1
 }
 
