@@ -11,12 +11,14 @@ libengine_la_SOURCES = \
 	examples/engine/chat.c examples/engine/chat.h \
 	examples/engine/dequant.c \
 	examples/engine/gguf.c examples/engine/gguf.h \
-	examples/engine/matmul.c examples/engine/matmul.h examples/engine/matmul_kernel.h \
+	examples/engine/matmul.c examples/engine/matmul.h \
+	examples/engine/matmul_f32.h examples/engine/matmul_int.c examples/engine/matmul_panel.h \
 	examples/engine/model.c examples/engine/model.h \
 	examples/engine/pretok.c examples/engine/pretok.h \
 	examples/engine/sampler.c examples/engine/sampler.h \
 	examples/engine/search.c examples/engine/search.h \
-	examples/engine/tokenizer.c examples/engine/tokenizer.h
+	examples/engine/tokenizer.c examples/engine/tokenizer.h \
+	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
 

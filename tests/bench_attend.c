@@ -294,7 +294,7 @@ static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, u
     if (sscanf(heads, "%u/%u", &c->H, &c->Hkv) != 2 || c->Hkv == 0 || c->H % c->Hkv != 0)
         bench_die("heads \"%s\": write them as 32/8", heads);
     c->D = dim != 0 ? dim : c->H == 9 ? 64 : 128;
-    c->type = strcmp(kv, "f32") == 0 ? DEFT_F32 : strcmp(kv, "f16") == 0 ? DEFT_F16 : DEFT_BF16;
+    c->type = bench_type(kv);
     return n + 1;
 }
 

@@ -89,7 +89,8 @@ static void run(engine_t *e, int threads, int json)
 
 int bench_model(int argc, char **argv)
 {
-    static const struct option longs[] = { { "threads", 1, NULL, 't' }, { "json", 0, NULL, 'j' },
+    static const struct option longs[] = { { "threads", 1, NULL, 't' }, { "kv", 1, NULL, 'k' },
+                                           { "json", 0, NULL, 'j' },
                                            { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 } };
     engine_options_t o = { .n_threads = 2, .pool_tokens = 8192 };
     const char *model = getenv("DEFT_TEST_MODEL");
@@ -103,11 +104,13 @@ int bench_model(int argc, char **argv)
             model = optarg;
         else if (c == 't')
             o.n_threads = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'k')
+            o.kv_type = bench_type(optarg);
         else if (c == 'j')
             json = 1;
         else {
             fprintf(c == 'h' ? stdout : stderr,
-                    "usage: deft_bench model -m MODEL [--threads N] [--json]\n");
+                    "usage: deft_bench model -m MODEL [--threads N] [--kv f16|bf16|f32] [--json]\n");
             return c == 'h' ? 0 : 2;
         }
     }

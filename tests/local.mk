@@ -65,17 +65,24 @@ tests_check_invariant_SOURCES = tests/check_invariant.c tests/suite.h
 tests_check_invariant_CPPFLAGS = $(tests_check_cppflags)
 tests_check_invariant_LDADD = $(tests_check_libs)
 if HAVE_ENGINE
-tests_programs += tests/check_engine tests/check_gguf tests/check_tokenizer
+tests_programs += tests/check_engine tests/check_gguf tests/check_matmul \
+	tests/check_sampler tests/check_tokenizer
 tests_engine_cppflags = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
 tests_check_gguf_SOURCES = tests/check_gguf.c tests/gguf_file.h
 tests_check_gguf_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_gguf_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
+tests_check_matmul_SOURCES = tests/check_matmul.c tests/suite.h
+tests_check_matmul_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_matmul_LDADD = libengine.la $(tests_check_libs)
 tests_check_tokenizer_SOURCES = tests/check_tokenizer.c tests/gguf_file.h
 tests_check_tokenizer_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_tokenizer_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
-tests_check_engine_SOURCES = tests/check_engine.c
-tests_check_engine_CPPFLAGS = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
-tests_check_engine_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
+tests_check_engine_SOURCES = tests/check_engine.c tests/suite.h
+tests_check_engine_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_engine_LDADD = libengine.la $(tests_check_libs)
+tests_check_sampler_SOURCES = tests/check_sampler.c tests/suite.h
+tests_check_sampler_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_sampler_LDADD = libengine.la $(tests_check_libs)
 endif
 endif
 

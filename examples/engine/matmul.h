@@ -10,30 +10,33 @@
 #include <stdint.h>
 
 #include "gguf.h"
+#include "workers.h"
 
-typedef struct matmul_pool matmul_pool_t; /* threads that share the work */
-typedef struct matrix matrix_t;           /* packed weights [n][k] */
+typedef struct matmul matmul_t; /* threads, and room for what a product needs beside x and y */
+typedef struct matrix matrix_t; /* packed weights [n][k] */
 
 /* n_threads counts the caller. NULL: no memory or no threads. */
-matmul_pool_t *matmul_pool_create(uint32_t n_threads);
-void matmul_pool_free(matmul_pool_t *pool); /* NULL is accepted */
+matmul_t *matmul_create(uint32_t n_threads);
+void matmul_free(matmul_t *mm); /* NULL is accepted */
+workers_t *matmul_workers(const matmul_t *mm);
+const char *matmul_kernels(const matmul_t *mm); /* the instruction set in use */
 
-/* Run fn(arg, part) for every part below n_parts, shared out over the threads. */
-void matmul_pool_run(matmul_pool_t *pool, void (*fn)(void *arg, size_t part), void *arg,
-                     size_t n_parts);
-
-/* Pack the rows of n_tensors matrices of equal width, one below the other. Q4_0, Q4_1 and Q8_0 keep
- * their bits; other types become f16. NULL: no memory or a type that gguf.h does not read. */
-matrix_t *matrix_create(const gguf_tensor_t *const *tensors, size_t n_tensors);
+/* Pack the rows of n_tensors matrices of equal width, one below the other, for products by mm.
+ * Q4_0, Q4_1 and Q8_0 keep their bits; other types become f16. NULL: no memory or a type that gguf.h
+ * does not read. */
+matrix_t *matrix_create(matmul_t *mm, const gguf_tensor_t *const *tensors, size_t n_tensors);
 void matrix_free(matrix_t *w);          /* NULL is accepted */
 size_t matrix_bytes(const matrix_t *w); /* what a product reads of it */
 size_t matrix_rows(const matrix_t *w);
 
 /* y[rows][ldy] = x[rows][k] W^T, f32. Rows of x adjoin. */
-void matmul(matmul_pool_t *pool, const matrix_t *w, const float *x, size_t rows, float *y,
-            size_t ldy);
+void matmul(matmul_t *mm, const matrix_t *w, const float *x, size_t rows, float *y, size_t ldy);
 
 /* out[i] = silu(gate[i]) * up[i], within 2e-7 of libm. n a multiple of 16. */
-void swiglu(const float *gate, const float *up, float *out, size_t n);
+void swiglu(const matmul_t *mm, const float *gate, const float *up, float *out, size_t n);
+
+/* x += add (NULL: nothing); out = x / sqrt(mean(x^2) + eps) * w: RMSNorm with the residual's sum. */
+void add_norm(const matmul_t *mm, float *x, const float *add, const float *w, float eps, float *out,
+              size_t n);
 
 #endif

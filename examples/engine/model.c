@@ -22,7 +22,7 @@ struct engine {
     const gguf_tensor_t *embedding;
     tokenizer_t *tokenizer;
     deft_ctx_t *ctx;
-    matmul_pool_t *pool;
+    matmul_t *mm;
     uint32_t n_layers, dim, ffn, n_q, n_kv, head_dim, rope_dim, vocab;
     float eps;
     layer_t *layers;
@@ -104,7 +104,7 @@ static int load_matrix(engine_t *e, const gguf_tensor_t *const *t, size_t n, mat
     for (size_t i = 0; i < n; i++)
         if (!t[i])
             return -1; /* tensor() told why */
-    return (*p = matrix_create(t, n)) ? 0 : fail(e, "out of memory");
+    return (*p = matrix_create(e->mm, t, n)) ? 0 : fail(e, "out of memory");
 }
 
 static int load_layer(engine_t *e, uint32_t l)
@@ -225,14 +225,11 @@ static void keep_reason(void *arg, int level, const char *text)
     (void)snprintf(e->err, sizeof(e->err), "%s", text);
 }
 
-static int open_ctx(engine_t *e, const engine_options_t *o)
+static int open_ctx(engine_t *e, const engine_options_t *o, uint32_t threads)
 {
     deft_config_t c = DEFT_CONFIG_INIT;
-    uint32_t threads = o->n_threads;
     deft_status_t status;
 
-    if (threads == 0)
-        threads = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     c.device = DEFT_DEVICE_CPU;
     c.n_layers = e->n_layers;
     c.n_q_heads = e->n_q;
@@ -247,23 +244,24 @@ static int open_ctx(engine_t *e, const engine_options_t *o)
     status = deft_ctx_create(&c, &e->ctx);
     if (status != DEFT_OK)
         return e->err[0] ? -1 : fail(e, "%s", deft_strerror(status));
-    e->pool = matmul_pool_create(threads);
-    return e->pool ? 0 : fail(e, "no threads");
+    return 0;
 }
 
 int engine_open(const char *path, const engine_options_t *options, engine_t **engine_p, char *err,
                 size_t err_size)
 {
-    engine_options_t none = { 0 };
+    const engine_options_t none = { 0 }, *o = options ? options : &none;
+    const uint32_t threads = o->n_threads ? o->n_threads : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
     engine_t *e = calloc(1, sizeof(*e));
 
     if (!e) {
         (void)snprintf(err, err_size, "out of memory");
         return -1;
     }
-    if (gguf_open(path, &e->file, e->err, sizeof(e->err)) ||
+    if ((!(e->mm = matmul_create(threads)) && fail(e, "no memory or no threads")) ||
+        gguf_open(path, &e->file, e->err, sizeof(e->err)) ||
         tokenizer_create(e->file, &e->tokenizer, e->err, sizeof(e->err)) || load_geometry(e) ||
-        load_rope(e) || load_weights(e) || open_ctx(e, options ? options : &none)) {
+        load_rope(e) || load_weights(e) || open_ctx(e, o, threads)) {
         (void)snprintf(err, err_size, "%s", e->err);
         engine_close(e);
         return -1;
@@ -288,7 +286,6 @@ void engine_close(engine_t *e)
     if (!e)
         return;
     deft_ctx_destroy(e->ctx);
-    matmul_pool_free(e->pool);
     for (uint32_t l = 0; e->layers && l < e->n_layers; l++) {
         matrix_free(e->layers[l].qkv);
         matrix_free(e->layers[l].o);
@@ -299,6 +296,7 @@ void engine_close(engine_t *e)
     }
     free(e->layers);
     matrix_free(e->head);
+    matmul_free(e->mm);
     free(e->out_norm);
     free(e->inv_freq);
     free_buffers(e);
@@ -361,29 +359,6 @@ static int reserve(engine_t *e, size_t n)
     return 0;
 }
 
-static void rms_norm(const engine_t *e, const float *x, const float *w, float *out)
-{
-    float part[16] = { 0 }, sum = 0;
-    uint32_t i = 0;
-
-    for (; i + 16 <= e->dim; i += 16)
-        for (int j = 0; j < 16; j++)
-            part[j] += x[i + j] * x[i + j];
-    for (; i < e->dim; i++)
-        sum += x[i] * x[i];
-    for (int j = 0; j < 16; j++)
-        sum += part[j];
-    float scale = 1.0f / sqrtf(sum / (float)e->dim + e->eps);
-    for (i = 0; i < e->dim; i++)
-        out[i] = x[i] * scale * w[i];
-}
-
-static void norm_rows(engine_t *e, const float *w, size_t n)
-{
-    for (size_t r = 0; r < n; r++)
-        rms_norm(e, e->x + r * e->dim, w, e->h + r * e->dim);
-}
-
 /* Cosines and sines of each row, in pairs: [rope_dim / 2][2]. */
 static void angles(engine_t *e, const int32_t *positions, size_t n)
 {
@@ -408,53 +383,82 @@ static void rotate(const engine_t *e, const float *from, const float *cs, float 
     }
 }
 
-static void split_heads(engine_t *e, size_t n)
-{
-    size_t q = (size_t)e->n_q * e->head_dim, kv = (size_t)e->n_kv * e->head_dim;
+/* What is done for a row between two products, rows shared out over the threads. */
+typedef struct rows {
+    engine_t *e;
+    const float *norm; /* weights */
+} rows_t;
 
-    for (size_t r = 0; r < n; r++) {
-        const float *from = e->qkv + r * (q + 2 * kv), *cs = e->cs + r * e->rope_dim;
-        rotate(e, from, cs, e->q + r * q, e->n_q);
-        rotate(e, from + q, cs, e->k + r * kv, e->n_kv);
-        memcpy(e->v + r * kv, from + q + kv, kv * sizeof(float));
-    }
+static void norm_row(void *arg, size_t r)
+{
+    const rows_t *a = arg;
+    engine_t *e = a->e;
+
+    add_norm(e->mm, e->x + r * e->dim, NULL, a->norm, e->eps, e->h + r * e->dim, e->dim);
+}
+
+static void add_norm_row(void *arg, size_t r)
+{
+    const rows_t *a = arg;
+    engine_t *e = a->e;
+    float *h = e->h + r * e->dim;
+
+    add_norm(e->mm, e->x + r * e->dim, h, a->norm, e->eps, h, e->dim);
+}
+
+static void split_heads_row(void *arg, size_t r)
+{
+    engine_t *e = ((const rows_t *)arg)->e;
+    const size_t q = (size_t)e->n_q * e->head_dim, kv = (size_t)e->n_kv * e->head_dim;
+    const float *from = e->qkv + r * (q + 2 * kv), *cs = e->cs + r * e->rope_dim;
+
+    rotate(e, from, cs, e->q + r * q, e->n_q);
+    rotate(e, from + q, cs, e->k + r * kv, e->n_kv);
+    memcpy(e->v + r * kv, from + q + kv, kv * sizeof(float));
+}
+
+static void swiglu_row(void *arg, size_t r)
+{
+    engine_t *e = ((const rows_t *)arg)->e;
+    const float *gate = e->ff + r * 2 * e->ffn;
+
+    swiglu(e->mm, gate, gate + e->ffn, e->act + r * e->ffn, e->ffn);
+}
+
+static void each_row(engine_t *e, void (*fn)(void *arg, size_t r), const float *norm, size_t n)
+{
+    rows_t a = { e, norm };
+
+    workers_run(matmul_workers(e->mm), fn, &a, n);
 }
 
 static void product(engine_t *e, const matrix_t *w, const float *x, size_t n, float *y)
 {
     double start = now();
 
-    matmul(e->pool, w, x, n, y, matrix_rows(w));
+    matmul(e->mm, w, x, n, y, matrix_rows(w));
     e->times.matmul += now() - start;
 }
 
-static void add(float *x, const float *y, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        x[i] += y[i];
-}
-
+/* From the rows' norms in h to those for the next layer, or for the output. */
 static int run_layer(engine_t *e, deft_step_t *step, uint32_t l, size_t n)
 {
     const layer_t *y = &e->layers[l];
     double start;
 
-    norm_rows(e, y->attn_norm, n);
     product(e, y->qkv, e->h, n, e->qkv);
-    split_heads(e, n);
+    each_row(e, split_heads_row, NULL, n);
     start = now();
     deft_status_t status = deft_step_layer(step, l, e->q, e->k, e->v, e->att);
     e->times.attention += now() - start;
     if (status != DEFT_OK)
         return fail(e, "layer %u: %s", l, deft_last_error(e->ctx));
     product(e, y->o, e->att, n, e->h);
-    add(e->x, e->h, n * e->dim);
-    norm_rows(e, y->ffn_norm, n);
+    each_row(e, add_norm_row, y->ffn_norm, n);
     product(e, y->gate_up, e->h, n, e->ff);
-    for (size_t r = 0; r < n; r++)
-        swiglu(e->ff + r * 2 * e->ffn, e->ff + r * 2 * e->ffn + e->ffn, e->act + r * e->ffn, e->ffn);
+    each_row(e, swiglu_row, NULL, n);
     product(e, y->down, e->act, n, e->h);
-    add(e->x, e->h, n * e->dim);
+    each_row(e, add_norm_row, l + 1 < e->n_layers ? e->layers[l + 1].attn_norm : e->out_norm, n);
     return 0;
 }
 
@@ -476,13 +480,14 @@ int engine_forward(engine_t *e, deft_step_t *step, const uint32_t *which, size_t
         if ((which ? which[i] : i) >= n)
             return fail(e, "logits of row %zu of %zu", which ? (size_t)which[i] : i, n);
     angles(e, deft_step_positions(step), n);
+    each_row(e, norm_row, e->layers[0].attn_norm, n);
     for (uint32_t l = 0; l < e->n_layers; l++)
         if (run_layer(e, step, l, n) != 0)
             return -1;
-    for (size_t i = 0; i < n_logits; i++)
-        rms_norm(e, e->x + (which ? which[i] : i) * e->dim, e->out_norm, e->h + i * e->dim);
+    for (size_t i = 0; which && i < n_logits; i++)
+        memcpy(e->x + i * e->dim, e->h + which[i] * e->dim, e->dim * sizeof(float));
     if (n_logits > 0)
-        product(e, e->head, e->h, n_logits, logits);
+        product(e, e->head, which ? e->x : e->h, n_logits, logits);
     return 0;
 }
 

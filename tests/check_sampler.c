@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/* The engine's samplers, and what engine_open() refuses. */
+#include <math.h>
+
+#include "model.h"
+#include "sampler.h"
+#include "suite.h"
+
+START_TEST(test_sampler_top_and_greedy)
+{
+    float x[] = { 1, NAN, 3, 3, -INFINITY, 2 };
+    candidate_t top[8];
+    double sum = 0;
+
+    ck_assert_int_eq(sampler_argmax(x, 6), 2);
+    ck_assert_uint_eq(sampler_top(x, 6, 8, top), 6);
+    ck_assert(top[0].id == 2 && top[1].id == 3 && top[2].id == 5 && top[3].id == 0);
+    for (int i = 0; i < 4; i++)
+        sum += exp((double)top[i].logprob);
+    ck_assert(fabs(sum - 1) < 1e-5);
+    ck_assert_uint_eq(sampler_top(x, 6, 0, top), 0);
+}
+END_TEST
+
+START_TEST(test_sampler_draw_follows_probabilities)
+{
+    float x[] = { 0, 0.69314718f, -INFINITY };
+    sampler_t s = { .state = 7, .temperature = 1 }, again = s, tight = s;
+    int ones = 0;
+
+    tight.top_p = 0.5f;
+    for (int i = 0; i < 30000; i++) {
+        int32_t id = sampler_draw(&s, x, 3);
+        ck_assert_int_eq(id, sampler_draw(&again, x, 3));
+        ck_assert(id == 0 || id == 1);
+        ones += id;
+        ck_assert_int_eq(sampler_draw(&tight, x, 3), 1);
+    }
+    ck_assert(ones > 19500 && ones < 20500);
+}
+END_TEST
+
+START_TEST(test_engine_open_refuses)
+{
+    char err[256] = "";
+    engine_t *none = NULL;
+
+    ck_assert_int_eq(engine_open("/nonexistent", NULL, &none, err, sizeof(err)), -1);
+    ck_assert(err[0] != '\0' && none == NULL);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = { test_sampler_top_and_greedy, test_sampler_draw_follows_probabilities,
+                                   test_engine_open_refuses };
+
+    return suite_run("sampler", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+}
