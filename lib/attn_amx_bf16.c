@@ -8,6 +8,7 @@
 #define DOT 2
 #define MAX_ROWS 16
 #define WIDE_ROWS 16
+#define WHOLE_PANELS 1
 
 #include "attn_tile.h"
 

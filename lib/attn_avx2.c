@@ -7,6 +7,7 @@
 #define VL 8
 #define MAX_ROWS 6
 #define WIDE_ROWS 0
+#define WHOLE_PANELS 0
 #define VMAX(_a, _b) ((vf)_mm256_max_ps((__m256)(_a), (__m256)(_b)))
 #define HMAX(_v) largest((__m256)(_v))
 #define ANY_ABOVE(_v, _x) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(_v), _mm256_set1_ps(_x), _CMP_GT_OQ))

@@ -6,6 +6,7 @@
 
 #define MAX_ROWS 12
 #define WIDE_ROWS 6
+#define WHOLE_PANELS 0
 
 #include "attn_tile.h"
 

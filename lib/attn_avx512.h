@@ -11,5 +11,6 @@
     _mm512_mask_storeu_ps(_p, (__mmask16)((1u << (_n)) - 1), (__m512)(_v))
 #define REDUCE(_v) ((vf)_mm512_reduce_ps((__m512)(_v), 0))
 #define SCALE(_p, _n) ((vf)_mm512_scalef_ps((__m512)(_p), (__m512)(_n)))
-#define ROUND_BF16(_p, _v) \
-    _mm256_storeu_si256((__m256i *)(_p), (__m256i)_mm512_cvtneps_pbh((__m512)(_v)))
+#define TO_BF16(_v) ((__m256i)_mm512_cvtneps_pbh((__m512)(_v)))
+#define FROM_BF16(_h) ((vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_h), 16))
+#define ROUND_BF16(_p, _v) _mm256_storeu_si256((__m256i *)(_p), TO_BF16(_v))

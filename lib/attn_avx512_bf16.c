@@ -8,6 +8,7 @@
 #define DOT 1
 #define MAX_ROWS 12
 #define WIDE_ROWS 6
+#define WHOLE_PANELS 0
 #define DOT_PAIRS(_acc, _v, _pair) \
     ((vf)_mm512_dpbf16_ps((__m512)(_acc), (__m512bh)(_v), (__m512bh)_mm512_set1_epi32((int)(_pair))))
 

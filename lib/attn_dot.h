@@ -2,28 +2,34 @@
 /* The micro kernels for instructions that multiply pairs of bf16: K and V are used as the pool holds
  * them, P is rounded to bf16, Q is the sum of two bf16. A Q of one bf16 would be wrong by 2^-9, and
  * so a score of 10 by 2%; with two, the rounding of P is all that is lost: 2^-9 at most of the
- * output. The second half of q16 holds the low parts. Part of attn_tile.h. The file that includes that defines
- * DOT as one of
+ * output. The second half of q16 holds the low parts. Part of attn_tile.h. The file that includes
+ * that defines DOT as one of
  *   1   vdpbf16ps: q16 is [D/2][ldq][2], panels of up to 12 rows as with f32
  *   2   tiles of 16 rows: q16 is [row][D] */
 
 #define Q_HALF ((size_t)MAX_D * (TILE_ROWS + 32))
 
+/* VL values of D from d on, of row r of Q. */
+INLINE void put_q(const work_t *w, uint16_t *q, uint32_t r, uint32_t d, vf x)
+{
+#if DOT == 1
+    uint32_t pair[VL / 2] __attribute__((aligned(32)));
+    ROUND_BF16(pair, x);
+    for (uint32_t j = 0; j < VL / 2; j++)
+        ((uint32_t *)q)[(size_t)(d / 2 + j) * w->ldq + r] = pair[j];
+#else
+    ROUND_BF16(q + (size_t)r * w->D + d, x);
+#endif
+}
+
 /* Rows [r, r + n) of Q. */
 static void pack_rows(const work_t *w, const float *const *from, uint32_t r, uint32_t n, float factor)
 {
-    uint16_t *q = w->sc->q16;
     for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t d = 0; d < w->D; d++) {
-            const float x = from[i][d] * factor;
-            const uint16_t high = ideft_f32_to_bf16(x);
-#if DOT == 1
-            const size_t at = ((size_t)(d / 2) * w->ldq + r + i) * 2 + d % 2;
-#else
-            const size_t at = (size_t)(r + i) * w->D + d;
-#endif
-            q[at] = high;
-            q[at + Q_HALF] = ideft_f32_to_bf16(x - ideft_bf16_to_f32(high));
+        for (uint32_t d = 0; d < w->D; d += VL) {
+            const vf x = *(const vfu *)(from[i] + d) * factor;
+            put_q(w, w->sc->q16, r + i, d, x);
+            put_q(w, w->sc->q16 + Q_HALF, r + i, d, x - FROM_BF16(TO_BF16(x)));
         }
     }
 }
@@ -59,20 +65,6 @@ static void pair_values(const work_t *w)
     if (col < PADDED(sc->cols) / 2)
         memset(to + (size_t)col * w->D, 0, (PADDED(sc->cols) / 2 - col) * w->D * sizeof(*to));
     sc->v16 = (const char *)to;
-}
-
-/* P of n rows in bf16, zeros behind the last column. The denominator keeps the sum before rounding:
- * errors of both signs cancel in O, and a P of 1 is exact. */
-static void round_p(const work_t *w, uint32_t n)
-{
-    scratch_t *sc = w->sc;
-    const uint32_t cols = PADDED(sc->cols);
-    for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t c = 0; c < sc->cols; c += VL)
-            ROUND_BF16(sc->p16 + i * TILE + c, *(const vf *)(sc->s + i * TILE + c));
-        for (uint32_t c = sc->cols; c < cols; c++)
-            sc->p16[i * TILE + c] = 0;
-    }
 }
 
 #if DOT == 1
@@ -148,7 +140,6 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
     const uint32_t nv = w->D / VL, cols = PADDED(sc->cols);
-    round_p(w, n);
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
         pv[take][n](sc->p16, sc->v16, cols, w->D, sc->alpha, sc->o + (size_t)r * w->D, c * VL,
@@ -182,69 +173,105 @@ static void spend_ahead(scratch_t *sc, uint32_t n)
         _mm_prefetch(a.at, _MM_HINT_T0);
 }
 
-/* Scores of 16 rows from r on: rows behind the last are computed from what lies there and unused. */
+/* Does _do(i) for i below n, 4 at most: the number of a tile is part of the instruction. */
+#define EACH_OF(_n, _do) \
+    do {                 \
+        _do(0);          \
+        if ((_n) > 1)    \
+            _do(1);      \
+        if ((_n) > 2)    \
+            _do(2);      \
+        if ((_n) > 3)    \
+            _do(3);      \
+    } while (0)
+
+/* Tile _acc += the left operand, loaded before, times what is at _right: whole tiles, half ones. */
+#define WHOLE(_acc, _right, _stride)        \
+    do {                                    \
+        _tile_loadd(5, (_right), _stride);  \
+        _tile_dpbf16ps(_acc, 4, 5);         \
+    } while (0)
+#define HALF(_acc, _right, _stride)         \
+    do {                                    \
+        _tile_loadd(7, (_right), _stride);  \
+        _tile_dpbf16ps(_acc, 6, 7);         \
+    } while (0)
+
+/* Scores of 16 rows from r on, in tiles 0 to 3 for up to four blocks of columns. Rows behind the last
+ * are computed from what lies there and unused. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
-    const uint16_t *q = sc->q16 + (size_t)r * w->D;
+    const uint32_t blocks = (sc->cols + 15) / 16;
     const size_t stride = w->D * 2;
-    float low[16 * 16] __attribute__((aligned(64)));
-    for (uint32_t b = 0; b < (sc->cols + 15) / 16; b++) {
-        const char *k = sc->k[b];
-        uint32_t d = 0;
-        _tile_zero(0);
-        _tile_zero(1);
-        for (; d + 32 <= w->D; d += 32) {
-            _tile_loadd(5, k + (size_t)d * 32, 64);
-            _tile_loadd(4, q + d, stride);
-            _tile_dpbf16ps(0, 4, 5);
-            _tile_loadd(4, q + Q_HALF + d, stride);
-            _tile_dpbf16ps(1, 4, 5);
+    (void)n;
+#define ZERO(_i) _tile_zero(_i)
+#define WHOLE_K(_i) WHOLE(_i, sc->k[_i] + at, 64)
+#define HALF_K(_i) HALF(_i, sc->k[_i] + at, 64)
+#define STORE_S(_i) _tile_stored(_i, sc->s + (_i) * 16, TILE * 4)
+    EACH_OF(blocks, ZERO);
+    for (uint32_t d = 0; d < w->D; d += 32) {
+        const uint16_t *q = sc->q16 + (size_t)r * w->D + d;
+        const size_t at = (size_t)d * 32;
+        if (d + 32 <= w->D) {
+            _tile_loadd(4, q, stride);
+            EACH_OF(blocks, WHOLE_K);
+            _tile_loadd(4, q + Q_HALF, stride);
+            EACH_OF(blocks, WHOLE_K);
+        } else { /* D is 80 */
+            _tile_loadd(6, q, stride);
+            EACH_OF(blocks, HALF_K);
+            _tile_loadd(6, q + Q_HALF, stride);
+            EACH_OF(blocks, HALF_K);
         }
-        if (d < w->D) { /* D is 80 */
-            _tile_loadd(7, k + (size_t)d * 32, 64);
-            _tile_loadd(6, q + d, stride);
-            _tile_dpbf16ps(0, 6, 7);
-            _tile_loadd(6, q + Q_HALF + d, stride);
-            _tile_dpbf16ps(1, 6, 7);
-        }
-        _tile_stored(0, sc->s + b * 16, TILE * 4);
-        _tile_stored(1, low, 64);
-        for (uint32_t i = 0; i < n; i++)
-            *(vf *)(sc->s + i * TILE + b * 16) += *(const vf *)(low + i * 16);
-        spend_ahead(sc, w->D / 8);
+        spend_ahead(sc, 16);
     }
+    EACH_OF(blocks, STORE_S);
 }
 
-/* O of the panel, 16 columns at `at`, in a tile and back. Rows behind the last are not touched. */
+/* O of 16 rows, 64 columns at `at`, += P V. o: [16][D]. */
+static void add_columns(const work_t *w, float *o, uint32_t at)
+{
+    scratch_t *sc = w->sc;
+    const uint16_t *p = sc->p16;
+    const uint32_t n = (w->D - at) / 16, cols = PADDED(sc->cols);
+    const size_t stride = w->D * 4;
+    const char *v = sc->v16 + at * 4;
+    uint32_t t = 0;
+#define LOAD_O(_i) _tile_loadd(_i, o + at + (_i) * 16, stride)
+#define STORE_O(_i) _tile_stored(_i, o + at + (_i) * 16, stride)
+#define WHOLE_V(_i) WHOLE(_i, v + (_i) * 64, stride)
+#define HALF_V(_i) HALF(_i, v + (_i) * 64, stride)
+    EACH_OF(n, LOAD_O);
+    for (; t + 32 <= cols; t += 32, v += 16 * stride) {
+        _tile_loadd(4, p + t, TILE * 2);
+        EACH_OF(n, WHOLE_V);
+        spend_ahead(sc, 16);
+    }
+    if (t < cols) {
+        _tile_loadd(6, p + t, TILE * 2);
+        EACH_OF(n, HALF_V);
+        spend_ahead(sc, 16);
+    }
+    EACH_OF(n, STORE_O);
+}
+
+/* Rows behind the last are another panel's, so that O of a panel that is not full goes through a
+ * copy: a row's sum is taken in the same way in every panel. */
 static void add_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
-    const uint32_t cols = PADDED(sc->cols);
-    float part[16 * 16] __attribute__((aligned(64)));
-    round_p(w, n);
-    for (uint32_t at = 0; at < w->D; at += 16) {
-        const char *v = sc->v16 + at * 4;
-        const size_t stride = w->D * 4;
-        uint32_t t = 0;
-        _tile_zero(0);
-        for (; t + 32 <= cols; t += 32) {
-            _tile_loadd(4, sc->p16 + t, TILE * 2);
-            _tile_loadd(5, v + t / 2 * stride, stride);
-            _tile_dpbf16ps(0, 4, 5);
-        }
-        if (t < cols) {
-            _tile_loadd(6, sc->p16 + t, TILE * 2);
-            _tile_loadd(7, v + t / 2 * stride, stride);
-            _tile_dpbf16ps(0, 6, 7);
-        }
-        _tile_stored(0, part, 64);
-        for (uint32_t i = 0; i < n; i++) {
-            float *o = sc->o + (size_t)(r + i) * w->D + at;
-            *(vfu *)o = *(const vfu *)o * sc->alpha[i] + *(const vf *)(part + i * 16);
-        }
-        spend_ahead(sc, cols / 4);
-    }
+    float *o = sc->o + (size_t)r * w->D, *to = n == 16 ? o : sc->edge;
+    for (uint32_t i = 0; i < n; i++)
+        if (sc->alpha[i] != 1.0f)
+            for (uint32_t d = 0; d < w->D; d += VL)
+                *(vfu *)(o + (size_t)i * w->D + d) *= sc->alpha[i];
+    if (n < 16)
+        memcpy(to, o, (size_t)n * w->D * sizeof(*o));
+    for (uint32_t at = 0; at < w->D; at += 64)
+        add_columns(w, to, at);
+    if (n < 16)
+        memcpy(o, to, (size_t)n * w->D * sizeof(*o));
 }
 
 #endif

@@ -7,6 +7,7 @@
  *   ANY_ABOVE(v, x)       is a lane above x
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
+ *   WHOLE_PANELS          all panels but the last of MAX_ROWS; else even ones
  *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: attn_dot.h
  *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
  *
@@ -65,6 +66,7 @@ typedef struct scratch {
 #ifdef DOT
     uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
     uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
+    float edge[16 * MAX_D] __attribute__((aligned(64))); /* tiles: O of a panel that is not full */
     const char *v16; /* [pair of columns][D][2] of the tile, here or in the pool */
 #endif
     int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
@@ -127,6 +129,21 @@ INLINE vf exp2_v(vf x)
 #endif
 }
 
+/* A weight: with P rounded to bf16 a polynomial with an error of 1.02e-4 is enough. p(0) is 1. */
+INLINE vf weight_v(vf x)
+{
+#ifdef DOT
+    const vf f = REDUCE(x);
+    vf p = splat(0.05500893506f);
+    p = p * f + splat(0.24221099814f);
+    p = p * f + splat(0.69328293097f);
+    p = p * f + splat(1.0f);
+    return SCALE(p, x - f);
+#else
+    return exp2_v(x);
+#endif
+}
+
 INLINE vf select_v(vi mask, vf a, vf b)
 {
     return (vf)(((vi)a & mask) | ((vi)b & ~mask));
@@ -168,24 +185,6 @@ INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
     from->at += took;
     from->bytes -= took;
     return take;
-}
-
-/* Share the bytes to come out over this tile's loops, about. */
-static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
-{
-    scratch_t *sc = w->sc;
-    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
-    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
-    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
-    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
-    /* more than one line an iteration: memory binds, ask for the surplus at once */
-    for (uint32_t i = 0, left = bytes; i < 2; i++)
-        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
-            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
-            sc->ahead[i].at += 64;
-            sc->ahead[i].bytes -= 64;
-            left -= 64;
-        }
 }
 
 /* ---- micro kernels ------------------------------------------------------------------------------ */
@@ -374,7 +373,8 @@ INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
 
 #define SLACK 8.0f /* a score may exceed the running maximum by so much before that is moved */
 
-/* Row i of the panel, matrix row r: scores to weights, running maximum and denominator. The maximum
+/* Row i of the panel, matrix row r: scores to weights (with DOT also to p16; the denominator keeps the
+ * sum before rounding, as errors of both signs cancel in O), running maximum and denominator. The maximum
  * only has to keep 2^(s - m) in range: moving it for every larger score would cost a reduction and
  * a scaling of O for each tile. */
 INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
@@ -403,9 +403,12 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
     const float base = m == -INFINITY ? 0.0f : m; /* nothing seen yet: all weights are 0 */
     vf sum = splat(0.0f);
     for (uint32_t v = 0; v < nv; v++) {
-        const vf p = exp2_v(*(vf *)(s + v * VL) - base);
+        const vf p = weight_v(*(vf *)(s + v * VL) - base);
         *(vf *)(s + v * VL) = p;
         sum += p;
+#ifdef DOT
+        ROUND_BF16(sc->p16 + i * TILE + v * VL, p);
+#endif
     }
     vf *d = (vf *)(sc->d + r * VL);
     *d = *d * alpha + sum;
@@ -524,6 +527,44 @@ static bool needs_mask(const work_t *w)
     return false;
 }
 
+/* Share the bytes to come out over this tile's loops, about. */
+static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
+    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
+    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
+    /* more than one line an iteration: memory binds, ask for the surplus at once */
+    for (uint32_t i = 0, left = bytes; i < 2; i++)
+        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
+            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
+            sc->ahead[i].at += 64;
+            sc->ahead[i].bytes -= 64;
+            left -= 64;
+        }
+}
+
+/* Matrix rows [first, last) meet the tile, a panel at a time. */
+static void panels_of_rows(const work_t *w, uint32_t first, uint32_t last, bool masked, bool bad)
+{
+    uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
+    set_pace(w, panels, (last - first + panels - 1) / panels);
+    for (uint32_t r = first, n; r < last; r += n, panels--) {
+        n = WHOLE_PANELS ? ideft_min(MAX_ROWS, last - r) : (last - r + panels - 1) / panels;
+        scores(w, r, n);
+        if (masked)
+            for (uint32_t i = 0; i < n; i++)
+                softmax_row(w, i, r + i, true);
+        else
+            for (uint32_t i = 0; i < n; i++)
+                softmax_row(w, i, r + i, false);
+        add_values(w, r, n);
+        if (bad)
+            add_bad_values(w, r, n);
+    }
+}
+
 static void flush(const work_t *w)
 {
     scratch_t *sc = w->sc;
@@ -537,27 +578,13 @@ static void flush(const work_t *w)
         sc->c_pos[c] = INT32_MAX;
     }
     const bool masked = needs_mask(w), bad = masked && !values_finite(w);
-    uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
-    set_pace(w, panels, (last - first + panels - 1) / panels);
 #ifdef DOT
     pair_values(w);
 #endif
     sc->v_form = sc->form;
     if (bad)
         clear_bad_values(w);
-    for (uint32_t r = first, n; r < last; r += n, panels--) {
-        n = (last - r + panels - 1) / panels;
-        scores(w, r, n);
-        if (masked)
-            for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, true);
-        else
-            for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, false);
-        add_values(w, r, n);
-        if (bad)
-            add_bad_values(w, r, n);
-    }
+    panels_of_rows(w, first, last, masked, bad);
     sc->cols = sc->n_piece = 0;
 }
 
