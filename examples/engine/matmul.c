@@ -279,7 +279,7 @@ size_t matrix_rows(const matrix_t *w)
 /* ---- the product ---- */
 
 /* A part of a product is so many panels, a part of a conversion so many rows. */
-enum { PART_PANELS = 4, PART_ROWS = 16 };
+enum { PART_PANELS = 2, PART_ROWS = 4 };
 
 typedef struct product {
     const matrix_t *w;

@@ -135,14 +135,27 @@ static inline __attribute__((always_inline)) ints_t rows_from(const matrix_t *w,
                      x.sum + row * w->blocks };
 }
 
+/* Ask for the values of a panel, a share of `of` at a time. */
+static inline __attribute__((always_inline)) void ask_for(const unsigned char *panel, const matrix_t *w,
+                                                          size_t share, size_t of)
+{
+    const size_t lines = (w->panel_bytes / 64 + of - 1) / of;
+
+    for (size_t i = 0; i < lines; i++)
+        _mm_prefetch((const char *)panel + (share * lines + i) * 64, _MM_HINT_T1);
+}
+
 static inline __attribute__((always_inline)) void tiles(const format_t format, const matrix_t *w,
                                                         const unsigned char *panel, ints_t x,
                                                         size_t rows, float *y, size_t ldp, const int N)
 {
     size_t r = 0;
 
-    for (; rows - r >= 6; r += 6)
+    for (; rows - r >= 6; r += 6) {
+        for (int v = 0; v < N; v++) /* the panels to come */
+            ask_for(panel + (size_t)(N + v) * w->panel_bytes, w, r / 6, rows / 6);
         tile(format, w, panel, rows_from(w, x, r), y + r * PANEL, ldp, 6, N);
+    }
     for (; rows - r >= 4; r += 4)
         tile(format, w, panel, rows_from(w, x, r), y + r * PANEL, ldp, 4, N);
     for (; rows - r >= 2; r += 2)
@@ -260,6 +273,8 @@ static inline __attribute__((always_inline)) void tiles_amx(const format_t forma
             for (int j = 0; j < 8; j++)
                 unpacked[8 * i + j] = group(format, panel + w->values + (b + i) * value_bytes[format], j);
         for (size_t r = 0; r < rows; r += 16) {
+            ask_for(panel + 2 * w->panel_bytes, w, r / 16 + b / CHUNK * (rows / 16),
+                    rows / 16 * ((w->blocks + CHUNK - 1) / CHUNK));
             const ints_t at = { x.x + (r * w->blocks + b) * 2 * BLOCK, x.scale + r * w->blocks + b,
                                 x.sum + r * w->blocks + b };
             tile_amx(format, w, panel + b * scale_bytes[format], at, unpacked, n, y + r * PANEL);
