@@ -9,7 +9,7 @@ noinst_LTLIBRARIES += libengine.la
 libengine_la_SOURCES = \
 	examples/engine/bpe.c examples/engine/bpe.h \
 	examples/engine/chat.c examples/engine/chat.h \
-	examples/engine/dequant.c \
+	examples/engine/dequant.c examples/engine/error.h \
 	examples/engine/gguf.c examples/engine/gguf.h \
 	examples/engine/matmul.c examples/engine/matmul.h \
 	examples/engine/matmul_f32.h examples/engine/matmul_int.c examples/engine/matmul_panel.h \

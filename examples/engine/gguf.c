@@ -15,13 +15,14 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "error.h"
 
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "GGUF data is used as it lies in the file, so the host must be little-endian"
@@ -81,22 +82,7 @@ typedef struct parse {
 
 /* ---- errors ---- */
 
-static int error_set(char *err, size_t err_size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static int error_set(char *err, size_t err_size, const char *format, ...)
-{
-    va_list args;
-
-    if (err_size > 0) {
-        va_start(args, format);
-        (void)vsnprintf(err, err_size, format, args);
-        va_end(args);
-    }
-    return -1;
-}
-
-#define FAIL(_ps, ...) error_set((_ps)->err, (_ps)->err_size, __VA_ARGS__)
+#define FAIL(_ps, ...) ENGINE_FAIL((_ps)->err, (_ps)->err_size, __VA_ARGS__)
 
 /* A name from the file as an error text may show it: short, and without control characters. */
 typedef struct shown {
@@ -535,16 +521,16 @@ static int map_file(const char *path, void **map_p, size_t *size_p, char *err, s
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not hang us */
 
     if (fd < 0 || fstat(fd, &st) != 0) {
-        (void)error_set(err, err_size, "%s: %s", path, strerror(errno));
+        (void)ENGINE_FAIL(err, err_size, "%s: %s", path, strerror(errno));
         goto err_close;
     }
     if (!S_ISREG(st.st_mode) || st.st_size <= 0 || (uintmax_t)st.st_size > SIZE_MAX) {
-        (void)error_set(err, err_size, "%s: no regular file, or an empty one", path);
+        (void)ENGINE_FAIL(err, err_size, "%s: no regular file, or an empty one", path);
         goto err_close;
     }
     map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (map == MAP_FAILED) {
-        (void)error_set(err, err_size, "%s: cannot map: %s", path, strerror(errno));
+        (void)ENGINE_FAIL(err, err_size, "%s: cannot map: %s", path, strerror(errno));
         goto err_close;
     }
     (void)close(fd);
@@ -569,7 +555,7 @@ int gguf_open(const char *path, gguf_t **g_p, char *err, size_t err_size)
     }
     if (open_bytes(map, size, 1, g_p, why, sizeof(why)) != 0) {
         (void)munmap(map, size);
-        return error_set(err, err_size, "%s: %s", path, why);
+        return ENGINE_FAIL(err, err_size, "%s: %s", path, why);
     }
     return 0;
 }

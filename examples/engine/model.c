@@ -3,13 +3,13 @@
 #include "model.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "error.h"
 #include "matmul.h"
 
 typedef struct layer {
@@ -43,16 +43,7 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int fail(engine_t *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static int fail(engine_t *e, const char *format, ...)
-{
-    va_list ap;
-
-    va_start(ap, format);
-    (void)vsnprintf(e->err, sizeof(e->err), format, ap);
-    va_end(ap);
-    return -1;
-}
+#define FAIL(_e, ...) ENGINE_FAIL((_e)->err, sizeof((_e)->err), __VA_ARGS__)
 
 /* ---- loading ---- */
 
@@ -61,9 +52,9 @@ static int get_u32(engine_t *e, const char *key, uint32_t max, uint32_t *v)
     uint64_t u;
 
     if (gguf_u64(e->file, key, &u) != 0)
-        return fail(e, "%s is missing or not a number", key);
+        return FAIL(e, "%s is missing or not a number", key);
     if (u == 0 || u > max)
-        return fail(e, "%s is %llu, not 1 to %u", key, (unsigned long long)u, max);
+        return FAIL(e, "%s is %llu, not 1 to %u", key, (unsigned long long)u, max);
     *v = (uint32_t)u;
     return 0;
 }
@@ -74,14 +65,14 @@ static const gguf_tensor_t *tensor(engine_t *e, const char *name, uint64_t d0, u
     float probe;
 
     if (!t) {
-        (void)fail(e, "tensor %s is missing", name);
+        (void)FAIL(e, "tensor %s is missing", name);
     } else if (t->dims[0] != d0 || t->dims[1] != d1 || t->dims[2] != 1 || t->dims[3] != 1) {
-        (void)fail(e, "tensor %s has shape %llu x %llu, not %llu x %llu", name,
+        (void)FAIL(e, "tensor %s has shape %llu x %llu, not %llu x %llu", name,
                    (unsigned long long)t->dims[0], (unsigned long long)t->dims[1],
                    (unsigned long long)d0, (unsigned long long)d1);
         t = NULL;
     } else if (gguf_dequantize(t, 0, 0, &probe) != 0) {
-        (void)fail(e, "tensor %s has type %s, which is not supported", name,
+        (void)FAIL(e, "tensor %s has type %s, which is not supported", name,
                    gguf_type_name(t->type));
         t = NULL;
     }
@@ -95,8 +86,8 @@ static int load_vector(engine_t *e, const char *name, uint64_t n, float **p)
     if (!t)
         return -1;
     if (!(*p = malloc(n * sizeof(float))))
-        return fail(e, "out of memory");
-    return gguf_dequantize(t, 0, 1, *p) == 0 ? 0 : fail(e, "tensor %s cannot be read", name);
+        return FAIL(e, "out of memory");
+    return gguf_dequantize(t, 0, 1, *p) == 0 ? 0 : FAIL(e, "tensor %s cannot be read", name);
 }
 
 static int load_matrix(engine_t *e, const gguf_tensor_t *const *t, size_t n, matrix_t **p)
@@ -104,7 +95,7 @@ static int load_matrix(engine_t *e, const gguf_tensor_t *const *t, size_t n, mat
     for (size_t i = 0; i < n; i++)
         if (!t[i])
             return -1; /* tensor() told why */
-    return (*p = matrix_create(e->mm, t, n)) ? 0 : fail(e, "out of memory");
+    return (*p = matrix_create(e->mm, t, n)) ? 0 : FAIL(e, "out of memory");
 }
 
 static int load_layer(engine_t *e, uint32_t l)
@@ -125,7 +116,7 @@ static int load_layer(engine_t *e, uint32_t l)
     }
     (void)snprintf(name, sizeof(name), "blk.%u.attn_q.bias", l);
     if (gguf_tensor(e->file, name))
-        return fail(e, "tensor %s: biases are not supported", name);
+        return FAIL(e, "tensor %s: biases are not supported", name);
     (void)snprintf(name, sizeof(name), "blk.%u.attn_norm.weight", l);
     if (load_vector(e, name, d, &y->attn_norm) != 0)
         return -1;
@@ -145,7 +136,7 @@ static int load_geometry(engine_t *e)
 
     if (gguf_str(e->file, "general.architecture", &arch, &n) != 0 || n != 5 ||
         memcmp(arch, "llama", 5) != 0)
-        return fail(e, "not a model of the Llama architecture");
+        return FAIL(e, "not a model of the Llama architecture");
     if (get_u32(e, "llama.block_count", 1024, &e->n_layers) ||
         get_u32(e, "llama.embedding_length", 65536, &e->dim) ||
         get_u32(e, "llama.feed_forward_length", 1 << 20, &e->ffn) ||
@@ -168,7 +159,7 @@ static int load_geometry(engine_t *e)
         return -1;
     if (e->head_dim == 0 || e->n_q % e->n_kv != 0 || e->rope_dim % 2 != 0 || e->ffn % 16 != 0 ||
         !(eps > 0 && eps < 1))
-        return fail(e, "heads %u/%u of %u, rope %u, ffn %u, epsilon %g: not a sane model", e->n_q,
+        return FAIL(e, "heads %u/%u of %u, rope %u, ffn %u, epsilon %g: not a sane model", e->n_q,
                     e->n_kv, e->head_dim, e->rope_dim, e->ffn, eps);
     return 0;
 }
@@ -181,9 +172,9 @@ static int load_rope(engine_t *e)
 
     (void)gguf_f64(e->file, "llama.rope.freq_base", &base);
     if (gguf_f64(e->file, "llama.rope.scaling.factor", &scale) == 0 && scale != 1)
-        return fail(e, "llama.rope.scaling.factor %g is not supported", scale);
+        return FAIL(e, "llama.rope.scaling.factor %g is not supported", scale);
     if (!(base > 1 && base < 1e12))
-        return fail(e, "llama.rope.freq_base is %g", base);
+        return FAIL(e, "llama.rope.freq_base is %g", base);
     if (gguf_tensor(e->file, "rope_freqs.weight") &&
         load_vector(e, "rope_freqs.weight", half, &factors) != 0)
         return -1;
@@ -191,7 +182,7 @@ static int load_rope(engine_t *e)
     for (uint32_t i = 0; e->inv_freq && i < half; i++)
         e->inv_freq[i] = pow(base, -2.0 * i / e->rope_dim) / (factors ? factors[i] : 1.0f);
     free(factors);
-    return e->inv_freq ? 0 : fail(e, "out of memory");
+    return e->inv_freq ? 0 : FAIL(e, "out of memory");
 }
 
 static int load_weights(engine_t *e)
@@ -199,18 +190,18 @@ static int load_weights(engine_t *e)
     const gguf_tensor_t *t = gguf_tensor(e->file, "token_embd.weight");
 
     if (!t || t->dims[1] == 0 || t->dims[1] > (1u << 24))
-        return fail(e, "tensor token_embd.weight is missing or absurd");
+        return FAIL(e, "tensor token_embd.weight is missing or absurd");
     e->vocab = (uint32_t)t->dims[1];
     if (!(e->embedding = tensor(e, "token_embd.weight", e->dim, e->vocab)))
         return -1;
     if (e->vocab != tokenizer_vocab_size(e->tokenizer))
-        return fail(e, "%u embeddings for %zu tokens", e->vocab, tokenizer_vocab_size(e->tokenizer));
+        return FAIL(e, "%u embeddings for %zu tokens", e->vocab, tokenizer_vocab_size(e->tokenizer));
     t = gguf_tensor(e->file, "output.weight") ? tensor(e, "output.weight", e->dim, e->vocab) :
                                                 e->embedding;
     if (load_matrix(e, &t, 1, &e->head) || load_vector(e, "output_norm.weight", e->dim, &e->out_norm))
         return -1;
     if (!(e->layers = calloc(e->n_layers, sizeof(*e->layers))))
-        return fail(e, "out of memory");
+        return FAIL(e, "out of memory");
     for (uint32_t l = 0; l < e->n_layers; l++)
         if (load_layer(e, l) != 0)
             return -1;
@@ -243,7 +234,7 @@ static int open_ctx(engine_t *e, const engine_options_t *o, uint32_t threads)
     c.log_arg = e;
     status = deft_ctx_create(&c, &e->ctx);
     if (status != DEFT_OK)
-        return e->err[0] ? -1 : fail(e, "%s", deft_strerror(status));
+        return e->err[0] ? -1 : FAIL(e, "%s", deft_strerror(status));
     return 0;
 }
 
@@ -258,7 +249,7 @@ int engine_open(const char *path, const engine_options_t *options, engine_t **en
         (void)snprintf(err, err_size, "out of memory");
         return -1;
     }
-    if ((!(e->mm = matmul_create(threads)) && fail(e, "no memory or no threads")) ||
+    if ((!(e->mm = matmul_create(threads)) && FAIL(e, "no memory or no threads")) ||
         gguf_open(path, &e->file, e->err, sizeof(e->err)) ||
         tokenizer_create(e->file, &e->tokenizer, e->err, sizeof(e->err)) || load_geometry(e) ||
         load_rope(e) || load_weights(e) || open_ctx(e, o, threads)) {
@@ -353,7 +344,7 @@ static int reserve(engine_t *e, size_t n)
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
         if (!(*all[i].p = malloc(n * all[i].width * sizeof(float)))) {
             free_buffers(e);
-            return fail(e, "out of memory for %zu rows", n);
+            return FAIL(e, "out of memory for %zu rows", n);
         }
     e->room = n;
     return 0;
@@ -452,7 +443,7 @@ static int run_layer(engine_t *e, deft_step_t *step, uint32_t l, size_t n)
     deft_status_t status = deft_step_layer(step, l, e->q, e->k, e->v, e->att);
     e->times.attention += now() - start;
     if (status != DEFT_OK)
-        return fail(e, "layer %u: %s", l, deft_last_error(e->ctx));
+        return FAIL(e, "layer %u: %s", l, deft_last_error(e->ctx));
     product(e, y->o, e->att, n, e->h);
     each_row(e, add_norm_row, y->ffn_norm, n);
     product(e, y->gate_up, e->h, n, e->ff);
@@ -472,13 +463,13 @@ int engine_forward(engine_t *e, deft_step_t *step, const uint32_t *which, size_t
         return -1;
     for (size_t r = 0; r < n; r++) {
         if (ids[r] < 0 || (uint32_t)ids[r] >= e->vocab)
-            return fail(e, "row %zu has token %d", r, ids[r]);
+            return FAIL(e, "row %zu has token %d", r, ids[r]);
         if (gguf_dequantize(e->embedding, (uint64_t)ids[r], 1, e->x + r * e->dim) != 0)
-            return fail(e, "no embedding of token %d", ids[r]);
+            return FAIL(e, "no embedding of token %d", ids[r]);
     }
     for (size_t i = 0; i < n_logits; i++)
         if ((which ? which[i] : i) >= n)
-            return fail(e, "logits of row %zu of %zu", which ? (size_t)which[i] : i, n);
+            return FAIL(e, "logits of row %zu of %zu", which ? (size_t)which[i] : i, n);
     angles(e, deft_step_positions(step), n);
     each_row(e, norm_row, e->layers[0].attn_norm, n);
     for (uint32_t l = 0; l < e->n_layers; l++)
@@ -500,7 +491,7 @@ int engine_step(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t fl
     double start = now(), plan, parts = t->matmul + t->attention;
 
     if (deft_step_begin(e->ctx, rows, n_rows, flags, &step) != DEFT_OK)
-        return fail(e, "%s", deft_last_error(e->ctx));
+        return FAIL(e, "%s", deft_last_error(e->ctx));
     plan = now() - start;
     size_t n = deft_step_tokens(step);
     if (engine_forward(e, step, which, n_logits, logits) != 0) {
@@ -510,7 +501,7 @@ int engine_step(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t fl
     (void)deft_step_stats(step, &stats);
     if (deft_step_end(step) != DEFT_OK) {
         deft_step_abandon(step);
-        return fail(e, "%s", deft_last_error(e->ctx));
+        return FAIL(e, "%s", deft_last_error(e->ctx));
     }
     t->plan += plan;
     t->rest += now() - start - plan - (t->matmul + t->attention - parts);
@@ -527,11 +518,11 @@ int engine_prefill(engine_t *e, deft_tree_t *tree, deft_node_t node, const int32
     deft_node_info_t info = { .struct_size = sizeof(info) };
 
     if (n == 0)
-        return fail(e, "no tokens");
+        return FAIL(e, "no tokens");
     if (deft_tree_node(tree, node, &info) != DEFT_OK)
-        return fail(e, "%s", deft_last_error(e->ctx));
+        return FAIL(e, "%s", deft_last_error(e->ctx));
     if (deft_tree_append(tree, node, n, tokens) != DEFT_OK)
-        return fail(e, "%zu tokens: %s", n, deft_last_error(e->ctx));
+        return FAIL(e, "%zu tokens: %s", n, deft_last_error(e->ctx));
     batch = batch ? batch : 256;
     for (size_t at = 0; at < n; at += batch) {
         deft_rows_t rows = { tree, node, n - at < batch ? n - at : batch };

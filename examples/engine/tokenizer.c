@@ -12,9 +12,9 @@
 #include "tokenizer.h"
 
 #include "bpe.h"
+#include "error.h"
 #include "pretok.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,21 +49,6 @@ struct tokenizer {
     int32_t bos;
     int32_t eos;
 };
-
-static int refuse(char *err, size_t err_size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static int refuse(char *err, size_t err_size, const char *format, ...)
-{
-    va_list args;
-
-    if (err_size > 0) {
-        va_start(args, format);
-        (void)vsnprintf(err, err_size, format, args);
-        va_end(args);
-    }
-    return -1;
-}
 
 /* ---- the byte alphabet ---- */
 
@@ -189,7 +174,7 @@ static int load_texts(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_s
 
     if (gguf_array_len(g, "tokenizer.ggml.tokens", &n_vocab) != 0 || n_vocab == 0
         || n_vocab > INT32_MAX || gguf_array_str(g, "tokenizer.ggml.tokens", 0, &s, &n) != 0) {
-        return refuse(err, err_size, "the model has no tokenizer.ggml.tokens");
+        return ENGINE_FAIL(err, err_size, "the model has no tokenizer.ggml.tokens");
     }
     tok->n_vocab = (size_t)n_vocab;
     for (size_t i = 0; i < tok->n_vocab; i++) {
@@ -199,7 +184,7 @@ static int load_texts(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_s
     tok->text.at = malloc((tok->n_vocab + 1) * sizeof(*tok->text.at));
     tok->text.blob = malloc(total + 1);
     if (!tok->text.at || !tok->text.blob) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     tok->text.at[0] = 0;
     for (size_t i = 0; i < tok->n_vocab; i++) {
@@ -217,7 +202,7 @@ static int build_slots(tokenizer_t *tok, char *err, size_t err_size)
 
     tok->slot = size ? malloc(size * sizeof(*tok->slot)) : NULL;
     if (!tok->slot) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     memset(tok->slot, 0xff, size * sizeof(*tok->slot)); /* NONE */
     tok->slot_mask = size - 1;
@@ -226,7 +211,7 @@ static int build_slots(tokenizer_t *tok, char *err, size_t err_size)
         uint32_t *slot = slot_find(tok, text, n);
 
         if (!slot) {
-            return refuse(err, err_size, "the vocabulary does not fit its hash table");
+            return ENGINE_FAIL(err, err_size, "the vocabulary does not fit its hash table");
         }
         if (*slot == NONE) {
             *slot = (uint32_t)i;
@@ -243,18 +228,18 @@ static int load_flags(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_s
 
     tok->flags = calloc(tok->n_vocab, 1);
     if (!tok->flags) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     if (gguf_array_len(g, key, &n) != 0) {
         return 0; /* all are normal */
     }
     if (n != tok->n_vocab) {
-        return refuse(err, err_size, "%s has %llu entries for %zu tokens", key,
+        return ENGINE_FAIL(err, err_size, "%s has %llu entries for %zu tokens", key,
                       (unsigned long long)n, tok->n_vocab);
     }
     for (size_t i = 0; i < tok->n_vocab; i++) {
         if (gguf_array_i64(g, key, i, &type) != 0) {
-            return refuse(err, err_size, "%s holds no integers", key);
+            return ENGINE_FAIL(err, err_size, "%s holds no integers", key);
         }
         tok->flags[i] = type == TYPE_CONTROL || type == TYPE_UNKNOWN ? FLAG_HIDDEN | FLAG_RAW
                         : type == TYPE_USER                          ? FLAG_USER | FLAG_RAW
@@ -274,7 +259,7 @@ static int build_bytes(tokenizer_t *tok, char *err, size_t err_size)
     tok->bytes.at = malloc((tok->n_vocab + 1) * sizeof(*tok->bytes.at));
     tok->bytes.blob = malloc(tok->text.at[tok->n_vocab] + 1);
     if (!tok->bytes.at || !tok->bytes.blob) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     tok->bytes.at[0] = 0;
     for (size_t i = 0; i < tok->n_vocab; i++) {
@@ -308,7 +293,7 @@ static int add_merge(tokenizer_t *tok, const char *s, size_t n, uint32_t rank, c
     char *joined;
 
     if (!space || !(joined = realloc(*joined_p, n))) {
-        return refuse(err, err_size, space ? "out of memory" : "merge %u is no pair", rank);
+        return ENGINE_FAIL(err, err_size, space ? "out of memory" : "merge %u is no pair", rank);
     }
     *joined_p = joined;
     memcpy(joined, s, left_n);
@@ -317,10 +302,10 @@ static int add_merge(tokenizer_t *tok, const char *s, size_t n, uint32_t rank, c
     right = vocab_find(tok, space + 1, n - left_n - 1);
     id = vocab_find(tok, joined, n - 1);
     if (left == NONE || right == NONE || id == NONE) {
-        return refuse(err, err_size, "merge %u names a token that is not in the vocabulary", rank);
+        return ENGINE_FAIL(err, err_size, "merge %u names a token that is not in the vocabulary", rank);
     }
     if (bpe_add(tok->bpe, left, right, rank, id) != 0) {
-        return refuse(err, err_size, "the merges do not fit their hash table");
+        return ENGINE_FAIL(err, err_size, "the merges do not fit their hash table");
     }
     return 0;
 }
@@ -335,15 +320,15 @@ static int load_merges(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_
     int status = 0;
 
     if (gguf_array_len(g, key, &n_merges) != 0 || n_merges > INT32_MAX) {
-        return refuse(err, err_size, "the model has no %s", key);
+        return ENGINE_FAIL(err, err_size, "the model has no %s", key);
     }
     tok->bpe = bpe_create((size_t)n_merges);
     if (!tok->bpe) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     for (uint32_t i = 0; i < n_merges && status == 0; i++) {
         status = gguf_array_str(g, key, i, &s, &n) != 0
-                     ? refuse(err, err_size, "%s holds no strings", key)
+                     ? ENGINE_FAIL(err, err_size, "%s holds no strings", key)
                      : add_merge(tok, s, n, i, &joined, err, err_size);
     }
     free(joined);
@@ -375,7 +360,7 @@ static int build_specials(tokenizer_t *tok, char *err, size_t err_size)
     tok->special = malloc(tok->n_vocab * sizeof(*tok->special));
     if (!list || !tok->special) {
         free(list);
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     for (size_t i = 0; i < tok->n_vocab; i++) {
         const char *s = spelling_of(&tok->bytes, i, &len);
@@ -424,7 +409,7 @@ static int load_id(const tokenizer_t *tok, const gguf_t *g, const char *key, int
         return 0;
     }
     if (id >= tok->n_vocab) {
-        return refuse(err, err_size, "%s is %llu, past the %zu tokens", key,
+        return ENGINE_FAIL(err, err_size, "%s is %llu, past the %zu tokens", key,
                       (unsigned long long)id, tok->n_vocab);
     }
     *id_p = (int32_t)id;
@@ -485,11 +470,11 @@ static int load_pre(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_siz
     size_t n;
 
     if (gguf_str(g, "tokenizer.ggml.model", &s, &n) != 0 || n != 4 || memcmp(s, "gpt2", 4) != 0) {
-        return refuse(err, err_size, "the tokenizer is not byte-level BPE "
+        return ENGINE_FAIL(err, err_size, "the tokenizer is not byte-level BPE "
                                      "(tokenizer.ggml.model is not \"gpt2\")");
     }
     if (gguf_str(g, "tokenizer.ggml.pre", &s, &n) != 0) {
-        return refuse(err, err_size, "the model does not name its pre-tokenizer "
+        return ENGINE_FAIL(err, err_size, "the model does not name its pre-tokenizer "
                                      "(tokenizer.ggml.pre)");
     }
     return pretok_create(s, n, &tok->pre, err, err_size);
@@ -514,7 +499,7 @@ int tokenizer_create(const gguf_t *g, tokenizer_t **tok_p, char *err, size_t err
     tokenizer_t *tok = calloc(1, sizeof(*tok));
 
     if (!tok) {
-        return refuse(err, err_size, "out of memory");
+        return ENGINE_FAIL(err, err_size, "out of memory");
     }
     if (load_all(tok, g, err, err_size) != 0) {
         tokenizer_free(tok);
