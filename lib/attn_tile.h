@@ -66,7 +66,9 @@ typedef struct scratch {
 #ifdef DOT
     uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
     uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
-    float edge[16 * MAX_D] __attribute__((aligned(64))); /* tiles: O of a panel that is not full */
+#if DOT == 2
+    float edge[16 * MAX_D] __attribute__((aligned(64))); /* O of a panel that is not full */
+#endif
     const char *v16; /* [pair of columns][D][2] of the tile, here or in the pool */
 #endif
     int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
@@ -185,6 +187,24 @@ INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
     from->at += took;
     from->bytes -= took;
     return take;
+}
+
+/* Share the bytes to come out over this tile's loops, about. */
+static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
+{
+    scratch_t *sc = w->sc;
+    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
+    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
+    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
+    /* more than one line an iteration: memory binds, ask for the surplus at once */
+    for (uint32_t i = 0, left = bytes; i < 2; i++)
+        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
+            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
+            sc->ahead[i].at += 64;
+            sc->ahead[i].bytes -= 64;
+            left -= 64;
+        }
 }
 
 /* ---- micro kernels ------------------------------------------------------------------------------ */
@@ -373,10 +393,10 @@ INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
 
 #define SLACK 8.0f /* a score may exceed the running maximum by so much before that is moved */
 
-/* Row i of the panel, matrix row r: scores to weights (with DOT also to p16; the denominator keeps the
- * sum before rounding, as errors of both signs cancel in O), running maximum and denominator. The maximum
+/* Row i of the panel, matrix row r: scores to weights, running maximum and denominator. The maximum
  * only has to keep 2^(s - m) in range: moving it for every larger score would cost a reduction and
- * a scaling of O for each tile. */
+ * a scaling of O for each tile. With DOT the weights go to p16 too; the denominator keeps their sum
+ * before rounding, as errors of both signs cancel in O. */
 INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
 {
     scratch_t *sc = w->sc;
@@ -527,44 +547,6 @@ static bool needs_mask(const work_t *w)
     return false;
 }
 
-/* Share the bytes to come out over this tile's loops, about. */
-static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
-{
-    scratch_t *sc = w->sc;
-    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
-    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
-    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
-    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
-    /* more than one line an iteration: memory binds, ask for the surplus at once */
-    for (uint32_t i = 0, left = bytes; i < 2; i++)
-        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
-            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
-            sc->ahead[i].at += 64;
-            sc->ahead[i].bytes -= 64;
-            left -= 64;
-        }
-}
-
-/* Matrix rows [first, last) meet the tile, a panel at a time. */
-static void panels_of_rows(const work_t *w, uint32_t first, uint32_t last, bool masked, bool bad)
-{
-    uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
-    set_pace(w, panels, (last - first + panels - 1) / panels);
-    for (uint32_t r = first, n; r < last; r += n, panels--) {
-        n = WHOLE_PANELS ? ideft_min(MAX_ROWS, last - r) : (last - r + panels - 1) / panels;
-        scores(w, r, n);
-        if (masked)
-            for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, true);
-        else
-            for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, false);
-        add_values(w, r, n);
-        if (bad)
-            add_bad_values(w, r, n);
-    }
-}
-
 static void flush(const work_t *w)
 {
     scratch_t *sc = w->sc;
@@ -578,13 +560,27 @@ static void flush(const work_t *w)
         sc->c_pos[c] = INT32_MAX;
     }
     const bool masked = needs_mask(w), bad = masked && !values_finite(w);
+    uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
+    set_pace(w, panels, (last - first + panels - 1) / panels);
 #ifdef DOT
     pair_values(w);
 #endif
     sc->v_form = sc->form;
     if (bad)
         clear_bad_values(w);
-    panels_of_rows(w, first, last, masked, bad);
+    for (uint32_t r = first, n; r < last; r += n, panels--) {
+        n = WHOLE_PANELS ? ideft_min(MAX_ROWS, last - r) : (last - r + panels - 1) / panels;
+        scores(w, r, n);
+        if (masked)
+            for (uint32_t i = 0; i < n; i++)
+                softmax_row(w, i, r + i, true);
+        else
+            for (uint32_t i = 0; i < n; i++)
+                softmax_row(w, i, r + i, false);
+        add_values(w, r, n);
+        if (bad)
+            add_bad_values(w, r, n);
+    }
     sc->cols = sc->n_piece = 0;
 }
 

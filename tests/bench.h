@@ -58,6 +58,7 @@ void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_f
 /* Time to read `bytes` once, cold, with `threads` threads: median of a few sweeps through a buffer
  * larger than the caches. Gigabytes a second. */
 double bench_read_gbs(size_t bytes, int threads);
+
 /* "f32", "f16" or "bf16"; dies of anything else. */
 deft_dtype_t bench_type(const char *name);
 

@@ -398,8 +398,6 @@ static double peak_of(double (*fn)(void), int threads)
     return best;
 }
 
-/* Measured again at every call, the best so far counts: a moment in which someone else had the core
- * must not make everything look fast. */
 deft_dtype_t bench_type(const char *name)
 {
     static const char *const names[] = { [DEFT_F32] = "f32", [DEFT_F16] = "f16", [DEFT_BF16] = "bf16" };
@@ -410,6 +408,8 @@ deft_dtype_t bench_type(const char *name)
     bench_die("type \"%s\": f32, f16 or bf16", name);
 }
 
+/* Measured again at every call, the best so far counts: a moment in which someone else had the core
+ * must not make everything look fast. */
 double bench_peak_gflops(int threads, int bf16)
 {
     static double best[2];

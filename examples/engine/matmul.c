@@ -55,26 +55,34 @@
 #pragma GCC pop_options
 #endif
 
-/* The best of this machine; DEFT_ISA in the environment holds it down as it does the library. */
+/* DEFT_ISA in the environment holds the engine down as it does the library: 0 for ref to 4. */
+static int highest_set(void)
+{
+    static const char *const names[] = { "ref", "avx2", "avx512", "avx512_bf16", "amx_bf16" };
+    const char *isa = getenv("DEFT_ISA");
+
+    for (int i = 0; isa && i < 5; i++)
+        if (strcmp(isa, names[i]) == 0)
+            return i;
+    return 4;
+}
+
+/* The best of this machine. Integer products come with the sets that have bf16 ones. */
 static kernels_t best_kernels(void)
 {
     kernels_t k = { "c", panel_c, swiglu_c, add_norm_c, NULL, NULL };
-
 #ifdef HAVE_TARGETS
-    const char *isa = getenv("DEFT_ISA");
+    const int highest = highest_set();
 
-    if (isa && strcmp(isa, "ref") == 0)
-        return k;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (highest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         k = (kernels_t){ "avx2", panel_avx2, swiglu_avx2, add_norm_avx2, NULL, NULL };
-    if (isa && strcmp(isa, "avx2") == 0)
-        return k;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+    if (highest >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         k = (kernels_t){ "avx512", panel_avx512, swiglu_avx512, add_norm_avx512, NULL, NULL };
-    if (!(isa && strncmp(isa, "avx512", 6) == 0) && matmul_amx(&k))
-        return k;
-    (void)matmul_vnni(&k);
+    if (highest >= 3)
+        matmul_vnni(&k);
+    if (highest >= 4)
+        matmul_amx(&k);
 #endif
     return k;
 }

@@ -186,7 +186,7 @@ static void panels_vnni(const matrix_t *w, size_t p, size_t n, ints_t x, size_t 
 enum { CHUNK = 32 }; /* blocks of a panel that are unpacked at a time */
 
 /* Tiles 0 and 1 are high and low of 16 rows of x, 2 a block of w, 4 to 7 two pairs of products. */
-static void configure(void)
+static void configure_tiles(void)
 {
     struct {
         uint8_t palette, start, reserved[14];
@@ -229,7 +229,7 @@ static inline __attribute__((always_inline)) void add_block(const format_t forma
     }
 }
 
-/* y of 16 rows += n blocks, from b on, whose values lie unpacked at `unpacked`. */
+/* y of 16 rows += n blocks. x and scales begin with the first of them. */
 static inline __attribute__((always_inline)) void tile_amx(const format_t format, const matrix_t *w,
                                                            const unsigned char *scales, ints_t x,
                                                            const __m512i *unpacked, size_t n, float *y)
@@ -288,7 +288,7 @@ static void panels_amx(const matrix_t *w, size_t p, size_t n, ints_t x, size_t r
     const size_t whole = rows / 16 * 16;
 
     if (whole > 0) {
-        configure();
+        configure_tiles();
         for (size_t v = 0; v < n; v++) {
             const unsigned char *panel = w->data + (p + v) * w->panel_bytes;
             if (w->format == FORMAT_Q4)
@@ -303,34 +303,32 @@ static void panels_amx(const matrix_t *w, size_t p, size_t n, ints_t x, size_t r
 
 #pragma GCC pop_options
 
-int matmul_vnni(kernels_t *k)
+void matmul_vnni(kernels_t *k)
 {
     if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
-        return 0;
+        return;
     k->name = "avx512_vnni";
     k->to_ints = to_ints;
     k->panels_ints = panels_vnni;
-    return 1;
 }
 
-int matmul_amx(kernels_t *k)
+void matmul_amx(kernels_t *k)
 {
     const long request = 0x1023 /* ARCH_REQ_XCOMP_PERM */, tile_data = 18;
     unsigned a, b, c, d;
 
     __asm__ volatile("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "0"(7), "2"(0));
-    if (!(d >> 24 & 1) || !(d >> 25 & 1) || !matmul_vnni(k) ||
+    if (k->panels_ints != panels_vnni || !(d >> 24 & 1) || !(d >> 25 & 1) ||
         syscall(SYS_arch_prctl, request, tile_data) != 0)
-        return 0;
+        return;
     k->name = "amx_int8";
     k->panels_ints = panels_amx;
-    return 1;
 }
 
 #else
 
-int matmul_vnni(kernels_t *k) { (void)k; return 0; }
-int matmul_amx(kernels_t *k) { (void)k; return 0; }
+void matmul_vnni(kernels_t *k) { (void)k; }
+void matmul_amx(kernels_t *k) { (void)k; }
 
 #endif

@@ -50,8 +50,9 @@ typedef struct kernels {
                         size_t ldp);
 } kernels_t;
 
-/* Whether this machine has them; they fill in to_ints and panels_ints. */
-int matmul_vnni(kernels_t *k);
-int matmul_amx(kernels_t *k);
+/* Fill in to_ints and panels_ints, if this machine has the instructions; AMX after VNNI, whose other
+ * functions it takes over. */
+void matmul_vnni(kernels_t *k);
+void matmul_amx(kernels_t *k);
 
 #endif

@@ -235,7 +235,7 @@ static int load_flags(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_s
     }
     if (n != tok->n_vocab) {
         return ENGINE_FAIL(err, err_size, "%s has %llu entries for %zu tokens", key,
-                      (unsigned long long)n, tok->n_vocab);
+                           (unsigned long long)n, tok->n_vocab);
     }
     for (size_t i = 0; i < tok->n_vocab; i++) {
         if (gguf_array_i64(g, key, i, &type) != 0) {
@@ -410,7 +410,7 @@ static int load_id(const tokenizer_t *tok, const gguf_t *g, const char *key, int
     }
     if (id >= tok->n_vocab) {
         return ENGINE_FAIL(err, err_size, "%s is %llu, past the %zu tokens", key,
-                      (unsigned long long)id, tok->n_vocab);
+                           (unsigned long long)id, tok->n_vocab);
     }
     *id_p = (int32_t)id;
     return 0;
@@ -471,11 +471,11 @@ static int load_pre(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_siz
 
     if (gguf_str(g, "tokenizer.ggml.model", &s, &n) != 0 || n != 4 || memcmp(s, "gpt2", 4) != 0) {
         return ENGINE_FAIL(err, err_size, "the tokenizer is not byte-level BPE "
-                                     "(tokenizer.ggml.model is not \"gpt2\")");
+                           "(tokenizer.ggml.model is not \"gpt2\")");
     }
     if (gguf_str(g, "tokenizer.ggml.pre", &s, &n) != 0) {
         return ENGINE_FAIL(err, err_size, "the model does not name its pre-tokenizer "
-                                     "(tokenizer.ggml.pre)");
+                           "(tokenizer.ggml.pre)");
     }
     return pretok_create(s, n, &tok->pre, err, err_size);
 }
