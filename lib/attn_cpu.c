@@ -304,19 +304,6 @@ typedef struct attend_job {
 
 #define MERGE_ROWS 4u
 
-/* Units are item and head. Items of about the same cost take one head after the other: its KV, which
- * they share, stays in the cache meanwhile. */
-static void compute_unit(const attend_job_t *job, uint64_t unit, void *scratch)
-{
-    const ideft_plan_t *plan = job->attn.plan;
-    const uint64_t heads = job->attn.geom->Hkv;
-    uint32_t begin = 0, class = 0;
-    while (unit >= plan->class_end[class] * heads)
-        begin = plan->class_end[class++];
-    const uint64_t n = plan->class_end[class] - begin, at = unit - begin * heads;
-    job->be->item(&job->attn, plan->order[begin + at % n], (uint32_t)(at / n), scratch);
-}
-
 static void attend(void *arg, uint32_t thread)
 {
     attend_job_t *job = arg;
@@ -328,7 +315,7 @@ static void attend(void *arg, uint32_t thread)
         const uint64_t unit = atomic_fetch_add_explicit(&job->next_unit, 1, memory_order_relaxed);
         if (unit >= units)
             break;
-        compute_unit(job, unit, scratch);
+        job->be->item(&job->attn, plan->order[unit / heads], (uint32_t)(unit % heads), scratch);
     }
     if (plan->n_part == 0)
         return;

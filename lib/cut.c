@@ -387,7 +387,6 @@ static bool order_items(cutter_t *c)
         at[b] += at[b - 1];
     for (uint32_t i = 0; i < plan->n_item; i++)
         plan->order[at[__builtin_clz(plan->item[i].cost | 1)]++] = i;
-    memcpy(plan->class_end, at, sizeof(plan->class_end));
     return true;
 }
 

@@ -166,8 +166,7 @@ typedef struct ideft_plan {
     ideft_row_t *row;
     ideft_seg_t *seg;
     ideft_item_t *item;
-    uint32_t *order;      /* [n_items] most expensive first, in classes of about equal cost: */
-    uint32_t class_end[32];
+    uint32_t *order;      /* [n_items] most expensive first */
     uint32_t *part_begin; /* [n_rows + 1] */
     uint32_t *part_list;  /* partials of row r: part_list[part_begin[r] .. part_begin[r+1]) */
     int32_t *positions, *ids; /* [n_rows] in the caller's order */
