@@ -5,6 +5,7 @@
  *  deft/params.h     the context: geometry of the model, KV pool, device
  *  deft/tree.h       the tree: fork, append, prune, truncate, commit, share, find
  *  deft/attention.h  the step: plan, write K and V, attend
+ *  deft/cuda.h       not included here: streams, device pointers and captured graphs
  *
  *  deft(7) is the introduction. */
 #ifndef DEFT_H

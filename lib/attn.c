@@ -22,6 +22,8 @@ deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n
     if (n_rows > IDEFT_MAX_NODES)
         return ideft_fail(ctx, DEFT_ERR_INVAL, "%zu entries in rows", n_rows);
     deft_step_t *step = &ctx->step;
+    if (ctx->lost)
+        return ideft_fail(ctx, DEFT_ERR_DEVICE, "the device failed before; the context is lost");
     if (step->open)
         return ideft_fail(ctx, DEFT_ERR_BUSY, "a step is open: end or abandon it first");
     IDEFT_TRY(ideft_plan_make(ctx, rows, n_rows, flags));

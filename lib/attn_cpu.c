@@ -32,6 +32,7 @@ struct ideft_backend {
     unsigned char *scratch;
     size_t scratch_bytes; /* a thread */
     ideft_buf_t part;
+    ideft_buf_t act; /* q and o, or k and v, as f32 where act_type is not */
 };
 
 /* ---- what the processor has ------------------------------------------------------------------- */
@@ -159,6 +160,7 @@ static void cpu_destroy(deft_ctx_t *ctx)
     ideft_free(&ctx->alloc, be->arena, be->arena_bytes);
     ideft_free(&ctx->alloc, be->scratch, be->scratch_bytes * ctx->n_threads);
     ideft_buf_free(&ctx->alloc, &be->part);
+    ideft_buf_free(&ctx->alloc, &be->act);
     ideft_free(&ctx->alloc, be, sizeof(*be));
     ctx->backend = NULL;
 }
@@ -186,8 +188,9 @@ static deft_status_t make_arena(deft_ctx_t *ctx, ideft_backend_t *be)
     return DEFT_OK;
 }
 
-static deft_status_t cpu_create(deft_ctx_t *ctx)
+static deft_status_t cpu_create(deft_ctx_t *ctx, const deft_config_t *config)
 {
+    (void)config;
     ideft_backend_t *be = ideft_zalloc(&ctx->alloc, sizeof(*be), 64, "backend");
     deft_status_t status;
     if (be == NULL)
@@ -195,6 +198,8 @@ static deft_status_t cpu_create(deft_ctx_t *ctx)
     ctx->backend = be;
     IDEFT_TRY_GOTO(choose_kernel(ctx, be), status, err_destroy);
     ctx->device = ctx->isa == DEFT_ISA_SCALAR ? DEFT_DEVICE_REF : DEFT_DEVICE_CPU;
+    if (ctx->act_type == DEFT_DTYPE_DEFAULT)
+        ctx->act_type = DEFT_F32;
     if (ctx->n_threads == 0)
         ctx->n_threads = usable_processors();
     const ideft_geom_t *g = &ctx->geom;
@@ -202,7 +207,8 @@ static deft_status_t cpu_create(deft_ctx_t *ctx)
      * what softmax adds, and reads 5 bytes a clock. 32 units keep a few cores even; items below
      * some fifty microseconds are not worth their overhead. */
     ctx->machine = (ideft_machine_t){ .tile_rows = 128, .width = 32, .row_cost = 5,
-                                      .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D };
+                                      .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D,
+                                      .item_cost = 0, .merge_cost = 0 };
     IDEFT_TRY_GOTO(make_arena(ctx, be), status, err_destroy);
     be->scratch_bytes = (be->kernel->scratch_bytes + 4095) & ~(size_t)4095;
     be->scratch = ideft_zalloc(&ctx->alloc, be->scratch_bytes * ctx->n_threads, 4096, "scratch");
@@ -224,7 +230,24 @@ static deft_status_t cpu_prepare(deft_ctx_t *ctx)
     if (!ideft_buf_reserve(&ctx->alloc, &ctx->backend->part, floats,
                            ideft_part_floats(g->D) * sizeof(float), 0, "partials"))
         return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for %u partials", ctx->plan.n_part);
+    if (ctx->act_type != DEFT_F32 &&
+        !ideft_buf_reserve(&ctx->alloc, &ctx->backend->act, (size_t)ctx->plan.n_row * g->D * 2,
+                           (g->H > g->Hkv ? g->H : g->Hkv) * sizeof(float), 0, "activations"))
+        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for %u rows", ctx->plan.n_row);
     return DEFT_OK;
+}
+
+/* ---- activations of 16 bits --------------------------------------------------------------------
+ * What a program gets that was made for a GPU and runs without one: correct, not fast. The kernels
+ * take f32, so everything is widened and rounded around them. */
+
+static const float *widened(deft_ctx_t *ctx, const void *x, size_t n, float *to)
+{
+    if (ctx->act_type == DEFT_F32)
+        return x;
+    for (size_t i = 0; i < n; i++)
+        to[i] = ideft_kv_load(ctx->act_type, x, i);
+    return to;
 }
 
 /* ---- writing ----------------------------------------------------------------------------------- */
@@ -284,9 +307,12 @@ static deft_status_t cpu_write(deft_ctx_t *ctx, uint32_t layer, const void *k, c
 {
     ideft_backend_t *be = ctx->backend;
     unsigned char *plane = be->arena + (size_t)layer * 2 * be->plane_bytes;
+    const size_t n = (size_t)ctx->plan.n_row * ctx->geom.Hkv * ctx->geom.D;
+    float *room = be->act.p;
     /* Waking the others costs as much as some ten thousand elements. */
-    const bool many = (size_t)ctx->plan.n_row * ctx->geom.Hkv * ctx->geom.D > 32768;
-    write_job_t job = { ctx, plane, plane + be->plane_bytes, k, v, many ? ctx->n_threads : 1 };
+    const bool many = n > 32768;
+    write_job_t job = { ctx, plane, plane + be->plane_bytes, widened(ctx, k, n, room),
+                        widened(ctx, v, n, room == NULL ? NULL : room + n), many ? ctx->n_threads : 1 };
     if (many)
         ideft_threads_run(be->threads, write_rows, &job);
     else
@@ -335,6 +361,9 @@ static deft_status_t cpu_attend(deft_ctx_t *ctx, uint32_t layer, const void *q, 
 {
     ideft_backend_t *be = ctx->backend;
     const unsigned char *plane = be->arena + (size_t)layer * 2 * be->plane_bytes;
+    const size_t n = (size_t)ctx->plan.n_row * ctx->geom.H * ctx->geom.D;
+    const bool f32 = ctx->act_type == DEFT_F32;
+    float *room = be->act.p, *out = f32 ? o : room + n;
     attend_job_t job = {
         .attn = { .geom = &ctx->geom,
                   .plan = &ctx->plan,
@@ -342,12 +371,14 @@ static deft_status_t cpu_attend(deft_ctx_t *ctx, uint32_t layer, const void *q, 
                   .v = plane + be->plane_bytes,
                   .head_bytes = be->head_bytes,
                   .window = ctx->geom.windows[layer],
-                  .q = q,
-                  .o = o,
+                  .q = widened(ctx, q, n, room),
+                  .o = out,
                   .part = be->part.p },
         .be = be,
     };
     ideft_threads_run(be->threads, attend, &job);
+    for (size_t i = 0; !f32 && i < n; i++)
+        ideft_kv_store(ctx->act_type, o, i, out[i]);
     return DEFT_OK;
 }
 

@@ -8,13 +8,15 @@
 #ifndef IDEFT_BACKEND_H
 #define IDEFT_BACKEND_H
 
+#include "deft/cuda.h"
 #include "types.h"
 
 struct ideft_backend_ops {
     const char *name;
     /* Make ctx->backend: the arena for ctx->pool_tokens slots, threads or streams; set
-     * ctx->machine, ctx->isa, ctx->n_threads. On failure nothing stays behind. */
-    deft_status_t (*create)(deft_ctx_t *ctx);
+     * ctx->machine, ctx->device, ctx->act_type, ctx->isa, ctx->n_threads, and ctx->pool_tokens where
+     * that is DEFT_POOL_FREE. On failure nothing stays behind. */
+    deft_status_t (*create)(deft_ctx_t *ctx, const deft_config_t *config);
     void (*destroy)(deft_ctx_t *ctx);
     /* The plan of a new step is ready: take what the step needs (workspace, upload). */
     deft_status_t (*prepare)(deft_ctx_t *ctx);
@@ -24,8 +26,16 @@ struct ideft_backend_ops {
     deft_status_t (*attend)(deft_ctx_t *ctx, uint32_t layer, const void *q, void *o);
     /* What the instructions are called, for deft_info_t. */
     const char *(*describe)(const deft_ctx_t *ctx);
+    /* deft/cuda.h; NULL in other backends. */
+    deft_status_t (*set_stream)(deft_ctx_t *ctx, void *stream);
+    deft_status_t (*reserve)(deft_ctx_t *ctx, size_t rows, size_t nodes);
+    bool (*captured)(const deft_ctx_t *ctx);
+    void (*view)(const deft_ctx_t *ctx, deft_cuda_view_t *view);
 };
 
 extern const ideft_backend_ops_t ideft_cpu_ops;
+#ifdef HAVE_CUDA
+extern const ideft_backend_ops_t ideft_cuda_ops; /* cuda/ */
+#endif
 
 #endif

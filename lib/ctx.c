@@ -42,7 +42,8 @@ static deft_status_t check_config(const deft_config_t *c)
     if (c->n_layers == 0 || c->n_layers > 65535 || c->n_kv_heads == 0 || c->n_q_heads == 0 ||
         c->n_q_heads > 65535 || c->n_q_heads % c->n_kv_heads != 0)
         return refuse(c, DEFT_ERR_INVAL, "n_layers, n_q_heads or n_kv_heads is missing or absurd");
-    if (c->pool_tokens == 0 || c->pool_tokens > IDEFT_MAX_TOKENS)
+    const bool all_free = c->pool_tokens == DEFT_POOL_FREE && c->device == DEFT_DEVICE_CUDA;
+    if (!all_free && (c->pool_tokens == 0 || c->pool_tokens > IDEFT_MAX_TOKENS))
         return refuse(c, DEFT_ERR_INVAL, "pool_tokens must be 1 to 2^30");
     if (!(c->scale >= 0) || !isfinite(c->scale) || !(c->softcap >= 0) || !isfinite(c->softcap))
         return refuse(c, DEFT_ERR_INVAL, "scale or softcap is negative or not a number");
@@ -57,10 +58,10 @@ static deft_status_t check_config(const deft_config_t *c)
         return refuse(c, DEFT_ERR_UNSUPPORTED, "head_dim must be 64, 80, 96, 128 or 256");
     if (c->n_q_heads / c->n_kv_heads > 64)
         return refuse(c, DEFT_ERR_UNSUPPORTED, "more than 64 query heads a KV head");
-    if (c->act_type != DEFT_DTYPE_DEFAULT && c->act_type != DEFT_F32)
-        return refuse(c, DEFT_ERR_UNSUPPORTED, "q, k, v and o are f32 on the CPU");
+#ifndef HAVE_CUDA
     if (c->device == DEFT_DEVICE_CUDA)
         return refuse(c, DEFT_ERR_NODEVICE, "this build has no CUDA backend");
+#endif
     return DEFT_OK;
 }
 
@@ -96,9 +97,33 @@ static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
     return DEFT_OK;
 }
 
+/* The backend that the configuration asks for. AUTO tries CUDA where the types say that the caller
+ * is prepared for it, and says why it went on without. */
+static deft_status_t make_backend(deft_ctx_t *ctx, const deft_config_t *c)
+{
+#ifdef HAVE_CUDA
+    if (c->device == DEFT_DEVICE_CUDA ||
+        (c->device == DEFT_DEVICE_AUTO && (c->act_type == DEFT_F16 || c->act_type == DEFT_BF16))) {
+        ctx->ops = &ideft_cuda_ops;
+        const deft_status_t status = ctx->ops->create(ctx, c);
+        if (c->device == DEFT_DEVICE_CUDA || (status != DEFT_ERR_NODEVICE && status != DEFT_ERR_UNSUPPORTED))
+            return status;
+        if (c->log != NULL)
+            c->log(c->log_arg, 2, "going on with the CPU");
+        ctx->lost = false;
+        ctx->act_type = c->act_type;
+        ctx->error[0] = '\0';
+    }
+#endif
+    ctx->ops = &ideft_cpu_ops;
+    return ctx->ops->create(ctx, c);
+}
+
 static deft_status_t fill(deft_ctx_t *ctx, const deft_config_t *c)
 {
     ctx->device = c->device;
+    ctx->device_index = c->device_index;
+    ctx->act_type = c->act_type;
     ctx->isa = c->isa;
     ctx->n_threads = c->n_threads;
     ctx->split = c->split;
@@ -111,11 +136,12 @@ static deft_status_t fill(deft_ctx_t *ctx, const deft_config_t *c)
     ctx->next_tree = 1;
     ctx->plan.alloc = &ctx->alloc;
     ctx->step.ctx = ctx;
-    ctx->ops = &ideft_cpu_ops;
-    if (set_geometry(ctx, c) != DEFT_OK ||
-        !ideft_pool_init(&ctx->pool, &ctx->alloc, (uint32_t)c->pool_tokens))
-        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for a context of %zu tokens", c->pool_tokens);
-    return ctx->ops->create(ctx);
+    if (set_geometry(ctx, c) != DEFT_OK)
+        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for a context");
+    IDEFT_TRY(make_backend(ctx, c));
+    if (!ideft_pool_init(&ctx->pool, &ctx->alloc, (uint32_t)ctx->pool_tokens))
+        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for a context of %zu tokens", ctx->pool_tokens);
+    return DEFT_OK;
 }
 
 deft_status_t deft_ctx_create(const deft_config_t *config, deft_ctx_t **ctx_p)
@@ -174,6 +200,8 @@ deft_status_t deft_ctx_info(const deft_ctx_t *ctx, deft_info_t *info)
         .live_tokens = ideft_pool_live(&ctx->pool),
         .n_trees = ctx->n_trees,
         .n_nodes = ctx->n_nodes,
+        .act_type = ctx->act_type,
+        .device_index = ctx->device_index,
     };
     memcpy(info, &full, info->struct_size < sizeof(full) ? info->struct_size : sizeof(full));
     return DEFT_OK;

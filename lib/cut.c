@@ -195,11 +195,31 @@ static uint32_t path_of(const ideft_plan_t *plan, uint32_t visit, uint32_t *path
     return depth;
 }
 
+/* The same for a machine that takes units in rounds: the number with the shortest rounds in all. */
+static uint32_t parts_in_rounds(const ideft_machine_t *machine, uint64_t cost, uint64_t units)
+{
+    const uint64_t most = cost / machine->min_cost;
+    uint64_t best = UINT64_MAX;
+    uint32_t parts = 1;
+    for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < 2 * (uint64_t)machine->width); n++) {
+        const uint64_t rounds = (units * n + machine->width - 1) / machine->width;
+        const uint64_t part = ((cost + n - 1) / n + 63) / 64 * 64;
+        const uint64_t time = rounds * (part + machine->item_cost) + (n > 1 ? machine->merge_cost : 0);
+        if (time < best) {
+            best = time;
+            parts = (uint32_t)n;
+        }
+    }
+    return parts;
+}
+
 /* Parts that a tile's KV of `cost` is cut into, when there are `tiles` tiles. */
 static uint32_t parts_of(const cutter_t *c, uint64_t cost, uint32_t tiles)
 {
     const ideft_machine_t *machine = &c->ctx->machine;
     const uint64_t units = (uint64_t)tiles * c->ctx->geom.Hkv;
+    if (machine->item_cost != 0)
+        return parts_in_rounds(machine, cost, units);
     const uint64_t by_width = (machine->width + units / 2) / units, by_cost = cost / machine->min_cost;
     const uint64_t parts = by_cost < by_width ? by_cost : by_width;
     return parts == 0 ? 1 : (uint32_t)parts;
@@ -237,6 +257,18 @@ static uint64_t cost_of(const cutter_t *c, const uint32_t *list, uint32_t n)
 static uint32_t tile_rows(const cutter_t *c)
 {
     return ideft_max(1, c->ctx->machine.tile_rows / c->ctx->geom.G);
+}
+
+/* Do tiles fill the machine well as they are? Depends on their number alone, so that plans whose
+ * leaves grow keep their cut. */
+static bool fills(const cutter_t *c, uint32_t tiles)
+{
+    const ideft_machine_t *machine = &c->ctx->machine;
+    const uint64_t units = (uint64_t)tiles * c->ctx->geom.Hkv;
+    if (machine->item_cost == 0)
+        return parts_of(c, UINT64_MAX, tiles) == 1;
+    const uint64_t rounds = (units + machine->width - 1) / machine->width;
+    return units * 5 >= rounds * machine->width * 4;
 }
 
 /* SEQUENCE: every node with rows by itself, its path read for it alone, cut evenly where there are
@@ -302,7 +334,7 @@ static void cut_auto(cutter_t *c, uint32_t *list)
     const uint32_t step = tile_rows(c), tiles = (plan->n_row + step - 1) / step;
     /* even tiles: no last one with a single row */
     const uint32_t rows = (plan->n_row + tiles - 1) / tiles;
-    const bool whole = parts_of(c, UINT64_MAX, tiles) == 1;
+    const bool whole = fills(c, tiles);
     uint32_t next = 0;
     c->spares = whole;
     plan->cut_stays = whole;

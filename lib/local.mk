@@ -12,6 +12,7 @@ libdeft_la_SOURCES = \
 	lib/backend.h \
 	lib/check.c \
 	lib/ctx.c \
+	lib/cuda_api.c \
 	lib/cut.c \
 	lib/kv.h \
 	lib/plan.c lib/plan.h \

@@ -153,6 +153,9 @@ typedef struct ideft_machine {
     uint32_t row_cost;   /* cost of a token for one matrix row */
     uint32_t token_cost; /* least cost of a token: reading it */
     uint32_t min_cost;   /* an item below it is not worth its overhead */
+    /* A machine that takes units in rounds of `width` says what an item costs beside its tokens and
+     * what having partials at all does; 0: units go to whoever is free. */
+    uint32_t item_cost, merge_cost;
 } ideft_machine_t;
 
 typedef struct ideft_plan {
@@ -210,6 +213,8 @@ struct deft_ctx {
     ideft_machine_t machine;
     ideft_pool_t pool;
     deft_device_t device;
+    deft_dtype_t act_type;
+    int32_t device_index;
     deft_isa_t isa;
     uint32_t n_threads;
     deft_split_t split;
@@ -218,6 +223,7 @@ struct deft_ctx {
     deft_log_fn log;
     void *log_arg;
     bool debug_check;
+    bool lost; /* the device failed: steps are refused */
 
     ideft_node_t **chunk; /* node i is chunk[i >> BITS][i & MASK]; node 0 is never used */
     uint32_t n_chunks, chunk_cap;

@@ -63,17 +63,48 @@ AC_DEFUN([DEFT_CHECK_MIMALLOC], [
     AC_SUBST([MIMALLOC_CFLAGS])
     AC_SUBST([MIMALLOC_LIBS])])
 
-# DEFT_CHECK_CUDA: --with-cuda=guess|yes|DIR|no. This release has no device code: the toolkit is
-# looked for and named, so that a user sees what a release with it will find.
+# DEFT_CHECK_CUDA: --with-cuda=guess|yes|DIR|no, --with-nvcc-gencode=FLAGS. A guess that finds no
+# toolkit builds without; an explicit request that finds none is an error. The runtime is linked
+# statically and finds the driver when the program runs, so the library depends on neither.
 AC_DEFUN([DEFT_CHECK_CUDA], [
     AC_ARG_WITH([cuda], [AS_HELP_STRING([--with-cuda=guess|yes|DIR|no],
-        [CUDA backend (default: guess; not part of this release)])], [], [with_cuda=guess])
-    AS_CASE([$with_cuda],
-        [no], [deft_cuda_text="no"],
-        [guess], [
-            AC_PATH_PROG([NVCC], [nvcc], [], [$PATH:/usr/local/cuda/bin])
-            AS_IF([test -n "$NVCC"], [
-                deft_cuda_version=`"$NVCC" --version | sed -n 's/.*release \(@<:@0-9.@:>@*\).*/\1/p'`
-                deft_cuda_text="toolkit $deft_cuda_version found, but this release has no CUDA backend"],
-                [deft_cuda_text="not found"])],
-        [AC_MSG_ERROR([--with-cuda=$with_cuda: this release has no CUDA backend])])])
+        [CUDA backend, with the toolkit in DIR (default: guess)])], [], [with_cuda=guess])
+    AC_ARG_WITH([nvcc-gencode], [AS_HELP_STRING([--with-nvcc-gencode=FLAGS],
+        [targets of the device code (default: sm_80, sm_90a, PTX of compute_80)])], [],
+        [with_nvcc_gencode="-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=compute_80"])
+    have_cuda=no deft_cuda_text=no CUDA_CPPFLAGS= CUDA_LIBS=
+    AS_IF([test "x$with_cuda" != xno], [
+        AS_CASE([$with_cuda], [guess|yes], [deft_cuda_path=$PATH:/usr/local/cuda/bin], [deft_cuda_path=$with_cuda/bin])
+        AC_PATH_PROG([NVCC], [nvcc], [], [$deft_cuda_path])
+        AS_IF([test -n "$NVCC"], [
+            deft_cuda_dir=`dirname "$NVCC"`
+            deft_cuda_dir=`cd "$deft_cuda_dir/.." && pwd -P`
+            deft_cuda_version=`"$NVCC" --version | sed -n 's/.*release \(@<:@0-9.@:>@*\).*/\1/p'`
+            deft_cuda_lib=
+            for deft_dir in lib64 lib targets/x86_64-linux/lib targets/sbsa-linux/lib; do
+                AS_IF([test -z "$deft_cuda_lib" && test -f "$deft_cuda_dir/$deft_dir/libcudart_static.a"],
+                    [deft_cuda_lib=$deft_cuda_dir/$deft_dir])
+            done
+            deft_save_CPPFLAGS=$CPPFLAGS deft_save_LIBS=$LIBS
+            CUDA_CPPFLAGS="-I$deft_cuda_dir/include"
+            CUDA_LIBS="-L$deft_cuda_lib -lcudart_static -ldl -lrt -lpthread"
+            CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS" LIBS="$CUDA_LIBS $LIBS"
+            AC_MSG_CHECKING([for the CUDA runtime 12.3 or later in $deft_cuda_dir])
+            AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <cuda_runtime_api.h>
+                #if CUDART_VERSION < 12030
+                #error too old
+                #endif]], [[int n; return cudaGetDeviceCount(&n);]])], [have_cuda=yes])
+            AC_MSG_RESULT([$have_cuda])
+            CPPFLAGS=$deft_save_CPPFLAGS LIBS=$deft_save_LIBS
+            deft_cuda_text="toolkit $deft_cuda_version in $deft_cuda_dir does not serve"])
+        AS_IF([test $have_cuda = yes], [
+            deft_cuda_text="toolkit $deft_cuda_version in $deft_cuda_dir"
+            AC_DEFINE([HAVE_CUDA], [1], [There is a CUDA backend])], [
+            CUDA_CPPFLAGS= CUDA_LIBS=
+            AS_IF([test "x$with_cuda" != xguess],
+                [AC_MSG_ERROR([--with-cuda=$with_cuda: no nvcc and static CUDA runtime, 12.3 or later, found there])],
+                [deft_cuda_text="no: ${deft_cuda_text%no}not found"])])])
+    AC_SUBST([CUDA_CPPFLAGS])
+    AC_SUBST([CUDA_LIBS])
+    AC_SUBST([NVCC_GENCODE], ["$with_nvcc_gencode"])
+    AM_CONDITIONAL([HAVE_CUDA], [test $have_cuda = yes])])

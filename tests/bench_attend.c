@@ -6,7 +6,9 @@
  * layers of a context together exceed the caches and take turns, so every call finds its KV cold,
  * as in a model. Every split is verified against a float64 reference over the same stored K and V
  * before it is timed. */
-#include "bench.h"
+#include "config.h"
+
+#include "bench_cell.h"
 
 #include <getopt.h>
 #include <math.h>
@@ -14,23 +16,7 @@
 
 static const char *const default_trees[] = { "1,2,64/8,256,32", "1,16,64/1024,256,32", "1,20/4000,200",
                                              "1,50/4000,200",   "1,10/4000,400",       "1,1024/2048,32" };
-static const char *const split_names[] = { "auto", "node", "node-chunk", "flatten", "sequence" };
-enum { SPLITS = 5, MAX_CELLS = 256 };
-
-typedef struct cell {
-    char tree[128];
-    uint32_t H, Hkv, D;
-    deft_dtype_t type;
-    double limit_ms, read_ms, compute_ms, ms[SPLITS], invariant_ms, worst_error;
-    deft_step_stats_t stats;
-} cell_t;
-
-typedef struct options {
-    uint32_t threads;
-    int only_auto, json, reps;
-    deft_isa_t isa;
-} options_t;
-
+const char *const bench_splits[SPLITS] = { "auto", "node", "node-chunk", "flatten", "sequence" };
 typedef struct run {
     deft_ctx_t *ctx;
     deft_tree_t *tree;
@@ -164,7 +150,7 @@ static double time_split(const run_t *run, deft_split_t split, uint64_t flags, i
     const double e = verify(run, 0);
     *error = e > *error ? e : *error;
     if (!(e < tolerance(run)))
-        bench_die("%s %s: relative error %.2e", run->cell->tree, split_names[split], e);
+        bench_die("%s %s: relative error %.2e", run->cell->tree, bench_splits[split], e);
     double *t = bench_alloc((size_t)reps * sizeof(*t)), spent = 0;
     int n = 0;
     for (; n < reps && (n < 3 || spent < 2.0); n++) {
@@ -236,10 +222,48 @@ static const char *type_name(deft_dtype_t type)
     return type == DEFT_F32 ? "f32" : type == DEFT_F16 ? "f16" : "bf16";
 }
 
+/* ---- the table on a GPU: microseconds, and beside the best of others ---- */
+
+static const char *share_of_peer(const cell_t *c, char text[16])
+{
+    if (c->peer_us > 0)
+        snprintf(text, 16, "%.2f", c->ms[0] * 1e3 / c->peer_us);
+    else
+        strcpy(text, "-");
+    return text;
+}
+
+static void print_gpu_cell(const cell_t *c, const options_t *opt)
+{
+    char heads[24], share[16];
+    snprintf(heads, sizeof(heads), "%u/%u", c->H, c->Hkv);
+    printf("%-58s %5s %4u %-5s %5zu %7.1f %7.1f%c %7.1f %6.2f %6s %7.1f", c->tree, heads, c->D, type_name(c->type),
+           c->n_leaves, (double)c->stats.kv_unique_bytes / (1 << 20), c->limit_ms * 1e3,
+           c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0] * 1e3, c->ms[0] / c->limit_ms, share_of_peer(c, share),
+           c->plan_us);
+    if (!opt->only_auto)
+        printf(" %8.1f %8.1f %8.1f %8.1f %8.1f", c->ms[1] * 1e3, c->ms[2] * 1e3, c->ms[3] * 1e3, c->ms[4] * 1e3,
+               c->invariant_ms * 1e3);
+    printf("  %4zu %6zu  %.1e\n", c->stats.groups, c->stats.partials, c->worst_error);
+    fflush(stdout);
+}
+
+static void print_gpu_head(const options_t *opt)
+{
+    printf("microseconds a layer, cold L2, graph replay; limit: (r)eading or (c)omputing; peer: auto over the best of others\n"
+           "%-58s %5s %4s %-5s %5s %7s %8s %7s %6s %6s %7s", "tree", "heads", "dim", "kv", "rows", "MiB", "limit", "auto",
+           "ratio", "peer", "plan");
+    if (!opt->only_auto)
+        printf(" %8s %8s %8s %8s %8s", "node", "chunk", "flatten", "sequence", "invar");
+    printf("  %4s %6s  error\n", "grps", "parts");
+}
+
 static void print_cell(const cell_t *c, const options_t *opt)
 {
     const double ratio = c->ms[0] / c->limit_ms;
-    if (opt->json) {
+    if (opt->cuda && !opt->json) {
+        print_gpu_cell(c, opt);
+    } else if (opt->json) {
         printf("{\"tree\":\"%s\",\"heads\":\"%u/%u\",\"dim\":%u,\"kv\":\"%s\",\"limit_ms\":%.4f,\"read_ms\":%.4f,"
                "\"compute_ms\":%.4f,\"auto_ms\":%.4f,\"node_ms\":%.4f,\"chunk_ms\":%.4f,\"flatten_ms\":%.4f,"
                "\"sequence_ms\":%.4f,\"invariant_ms\":%.4f,\"ratio\":%.3f,\"error\":%.2e}\n",
@@ -259,6 +283,10 @@ static void print_head(const options_t *opt)
 {
     if (opt->json)
         return;
+    if (opt->cuda) {
+        print_gpu_head(opt);
+        return;
+    }
     printf("milliseconds a layer, %u threads, cold; limit: (r)eading or (c)omputing\n", opt->threads);
     printf("%-22s %9s %4s %-5s %9s %8s %6s", "tree", "heads", "dim", "kv", "limit", "auto", "ratio");
     if (!opt->only_auto)
@@ -269,22 +297,29 @@ static void print_head(const options_t *opt)
 static void summary(const cell_t *cells, int n, const options_t *opt)
 {
     double log_sum = 0, worst = 0, over = 0;
+    int known = 0, faster = 0;
     for (int i = 0; i < n; i++) {
         const double ratio = cells[i].ms[0] / cells[i].limit_ms;
         double best = cells[i].ms[0];
         log_sum += log(ratio);
+        known += cells[i].peer_us > 0;
+        faster += cells[i].peer_us > 0 && cells[i].ms[0] * 1e3 < cells[i].peer_us;
         worst = ratio > worst ? ratio : worst;
         for (int s = 1; s < SPLITS && !opt->only_auto; s++)
             best = cells[i].ms[s] < best ? cells[i].ms[s] : best;
         over = cells[i].ms[0] / best - 1 > over ? cells[i].ms[0] / best - 1 : over;
     }
     if (!opt->only_auto)
-        printf("geomean=%.3f worst=%.3f auto_over_best=%.3f\n", exp(log_sum / n), worst, over);
+        printf("geomean=%.3f worst=%.3f auto_over_best=%.3f", exp(log_sum / n), worst, over);
     else
-        printf("geomean=%.3f worst=%.3f\n", exp(log_sum / n), worst);
+        printf("geomean=%.3f worst=%.3f", exp(log_sum / n), worst);
+    if (known > 0)
+        printf(" faster_than_peers=%d/%d", faster, known);
+    putchar('\n');
 }
 
-static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, uint32_t dim, const char *kv)
+static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, uint32_t dim, const char *kv,
+                    double peer_us)
 {
     cell_t *c = &cells[n];
     if (n == MAX_CELLS)
@@ -295,10 +330,11 @@ static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, u
         bench_die("heads \"%s\": write them as 32/8", heads);
     c->D = dim != 0 ? dim : c->H == 9 ? 64 : 128;
     c->type = bench_type(kv);
+    c->peer_us = peer_us;
     return n + 1;
 }
 
-/* A table file: a line a cell, "TREE HEADS [DIM [KV]]", TREE with / or a space between its lists. */
+/* A table file: a line a cell, "TREE HEADS [DIM [KV [MICROSECONDS]]]", the last the best time of others. */
 static int read_table(const char *path, cell_t *cells, int n)
 {
     char line[256], tree[96], heads[32], kv[8];
@@ -307,9 +343,10 @@ static int read_table(const char *path, cell_t *cells, int n)
         bench_die("cannot read %s", path);
     while (fgets(line, sizeof(line), file) != NULL) {
         unsigned dim = 0;
+        double peer_us = 0;
         strcpy(kv, "f32");
-        if (line[0] != '#' && sscanf(line, "%95s %31s %u %7s", tree, heads, &dim, kv) >= 2)
-            n = add_cell(cells, n, tree, heads, dim, kv);
+        if (line[0] != '#' && sscanf(line, "%95s %31s %u %7s %lf", tree, heads, &dim, kv, &peer_us) >= 2)
+            n = add_cell(cells, n, tree, heads, dim, kv, peer_us);
     }
     fclose(file);
     return n;
@@ -319,9 +356,33 @@ static int usage(int status)
 {
     fprintf(status == 0 ? stdout : stderr,
             "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv f32|f16|bf16]...\n"
-            "                         [--table FILE] [--threads N] [--isa 2..5] [--reps N] [--auto] [--json]\n"
+            "                         [--table FILE] [--backend cpu|cuda] [--threads N] [--isa 2..5] [--reps N]\n"
+            "                         [--auto] [--json]\n"
             "Time of one layer's tree attention beside its limit, every split verified first.\n");
     return status;
+}
+
+static void begin(const options_t *opt)
+{
+    if (!opt->cuda) {
+        bench_peak_gflops((int)opt->threads, 1);
+        return;
+    }
+#ifdef HAVE_CUDA
+    bench_cuda_begin();
+#else
+    bench_die("this build has no CUDA");
+#endif
+}
+
+static void measure_gpu(cell_t *c, const options_t *opt)
+{
+#ifdef HAVE_CUDA
+    bench_cuda_cell(c, opt);
+#else
+    (void)c;
+    (void)opt;
+#endif
 }
 
 int bench_attend(int argc, char **argv)
@@ -329,7 +390,7 @@ int bench_attend(int argc, char **argv)
     static const struct option longs[] = {
         { "tree", 1, 0, 't' },    { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },  { "kv", 1, 0, 'k' },
         { "table", 1, 0, 'f' },   { "threads", 1, 0, 'n' }, { "isa", 1, 0, 'i' }, { "reps", 1, 0, 'r' },
-        { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+        { "backend", 1, 0, 'b' }, { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
     static cell_t cells[MAX_CELLS];
     const char *trees[64], *heads[16], *kvs[4], *table = NULL;
     int n_trees = 0, n_heads = 0, n_kvs = 0, n = 0;
@@ -344,6 +405,7 @@ int bench_attend(int argc, char **argv)
         else if (c == 'n') opt.threads = (uint32_t)atoi(optarg);
         else if (c == 'i') opt.isa = (deft_isa_t)atoi(optarg);
         else if (c == 'r') opt.reps = atoi(optarg);
+        else if (c == 'b' && (strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0)) opt.cuda = optarg[1] == 'u';
         else if (c == 'a') opt.only_auto = 1;
         else if (c == 'j') opt.json = 1;
         else return usage(c == 'h' ? 0 : 2);
@@ -351,7 +413,7 @@ int bench_attend(int argc, char **argv)
     if (opt.threads == 0 || opt.reps < 1)
         return usage(2);
     if (n_heads == 0) heads[n_heads++] = "32/8", heads[n_heads++] = "32/32", heads[n_heads++] = "9/3";
-    if (n_kvs == 0) kvs[n_kvs++] = "f32", kvs[n_kvs++] = "bf16";
+    if (n_kvs == 0) kvs[n_kvs++] = opt.cuda ? "f16" : "f32", kvs[n_kvs++] = "bf16";
     for (; n_trees == 0 && n < 6; n++)
         trees[n] = default_trees[n];
     n_trees += n;
@@ -362,11 +424,11 @@ int bench_attend(int argc, char **argv)
         for (int t = 0; t < n_trees; t++)
             for (int h = 0; h < n_heads; h++)
                 for (int k = 0; k < n_kvs; k++)
-                    n = add_cell(cells, n, trees[t], heads[h], dim, kvs[k]);
+                    n = add_cell(cells, n, trees[t], heads[h], dim, kvs[k], 0);
+    begin(&opt);
     print_head(&opt);
-    bench_peak_gflops((int)opt.threads, 1);
     for (int i = 0; i < n; i++) {
-        measure(&cells[i], &opt);
+        (opt.cuda ? measure_gpu : measure)(&cells[i], &opt);
         print_cell(&cells[i], &opt);
     }
     summary(cells, n, &opt);

@@ -200,7 +200,7 @@ static void run_type(deft_dtype_t type, size_t at_scale_1)
     lane_t lanes[LANES_MAX];
     const size_t n_lanes = problem_lanes(type, lanes);
 
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && n_lanes > 0; i++) {
         problem_t p;
 
         problem_make(&p, seed, i, type);
@@ -215,7 +215,7 @@ static void run_type(deft_dtype_t type, size_t at_scale_1)
     printf("%s KV: %zu steps of the first variants had a patched plan\n", t_type_name(type),
            n_patched);
     fflush(stdout);
-    ck_assert_msg(n < 100 || n_patched > 0, "no step was ever patched");
+    ck_assert_msg(n_lanes == 0 || n < 100 || n_patched > 0, "no step was ever patched");
 }
 
 START_TEST(test_attn_random_f32)

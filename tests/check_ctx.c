@@ -37,7 +37,6 @@ START_TEST(test_ctx_create_refuses_bad_configs)
     BAD(head_dim, UINT32_MAX, DEFT_ERR_UNSUPPORTED);
     BAD(kv_type, (deft_dtype_t)9, DEFT_ERR_INVAL);
     BAD(act_type, (deft_dtype_t)9, DEFT_ERR_INVAL);
-    BAD(act_type, DEFT_F16, DEFT_ERR_UNSUPPORTED);
     BAD(pool_tokens, 0, DEFT_ERR_INVAL);
     BAD(isa, (deft_isa_t)99, DEFT_ERR_INVAL);
     BAD(split, (deft_split_t)99, DEFT_ERR_INVAL);

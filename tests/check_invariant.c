@@ -257,7 +257,7 @@ static void run_type(deft_dtype_t type)
     lane_t lanes[LANES_MAX];
     const size_t n_lanes = problem_lanes(type, lanes);
 
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && n_lanes > 0; i++) {
         deft_config_t cfg = t_config(20000);
         path_t path;
         float *want;

@@ -334,20 +334,23 @@ END_TEST
 /* Writes NaN to all that is uncomputed; attention is not asked. */
 static void fill_with_nan(world_t *w)
 {
-    const size_t n = w->cfg.pool_tokens * w->Hkv * w->D;
-    float *kv = t_alloc(n * sizeof(*kv));
+    t_buf_t buf;
+    uint16_t *host;
     deft_step_t *step = NULL;
 
-    for (size_t i = 0; i < n; i++) {
-        kv[i] = NAN;
+    t_buf_init(&buf, w->cfg.pool_tokens * w->Hkv * w->D, 0);
+    for (size_t i = 0; i < buf.n; i++) {
+        buf.p[i] = NAN;
     }
+    void *const kv = io_give(w, 1, &buf, &host);
     T_OK(deft_step_begin(w->ctx, NULL, 0, 0, &step));
     T_CHECK(deft_step_tokens(step) <= w->cfg.pool_tokens, "rows");
     for (uint32_t layer = 0; layer < w->L; layer++) {
         T_OK(deft_step_write(step, layer, kv, kv));
     }
     T_OK(deft_step_end(step));
-    free(kv);
+    free(host);
+    t_buf_free(&buf);
 }
 
 /* NaN left in freed slots, and behind the end of nodes that now lie there, is never seen. */

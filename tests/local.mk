@@ -10,9 +10,10 @@ tests_cppflags = -I$(top_srcdir)/include -I$(top_builddir)/include
 tests_libs = libtests.la libdeft.la $(LIBM)
 
 check_LTLIBRARIES = libtests.la
-libtests_la_SOURCES = tests/problem.c tests/problem.h tests/shadow.c tests/shadow.h \
+libtests_la_SOURCES = tests/device.c tests/device.h tests/problem.c tests/problem.h tests/shadow.c tests/shadow.h \
 	tests/shadow_step.c tests/util.c tests/util.h
-libtests_la_CPPFLAGS = $(tests_cppflags)
+libtests_la_CPPFLAGS = $(tests_cppflags) -I$(top_builddir) $(CUDA_CPPFLAGS)
+libtests_la_LIBADD = $(CUDA_LIBS)
 
 tests_programs = tests/sizes tests/oom_sweep tests/stress_tree tests/fuzz_ops
 tests_sizes_SOURCES = tests/sizes.c
@@ -91,14 +92,23 @@ TESTS += $(tests_programs) tests/headers.sh tests/man.sh tests/symbols.sh
 
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += deft_bench
-deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_io.c \
+deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_cell.h tests/bench_io.c \
 	tests/bench_plan.c tests/bench_tree.c tests/bench_util.c
-deft_bench_CPPFLAGS = $(tests_cppflags)
+deft_bench_CPPFLAGS = $(tests_cppflags) -I$(top_builddir)
 deft_bench_LDADD = libdeft.la $(LIBM)
 if HAVE_ENGINE
 deft_bench_SOURCES += tests/bench_model.c
 deft_bench_CPPFLAGS += -DHAVE_ENGINE=1 -I$(top_srcdir)/examples/engine
 deft_bench_LDADD += libengine.la
+endif
+
+if HAVE_CUDA
+check_LTLIBRARIES += libbench_cuda.la
+libbench_cuda_la_SOURCES = tests/bench_cuda.cu
+deft_bench_LDADD += libbench_cuda.la libdeft.la $(CUDA_LIBS)
+tests/bench_cuda.lo: tests/bench.h tests/bench_cell.h
+else
+EXTRA_DIST += tests/bench_cuda.cu
 endif
 
 EXTRA_DIST += tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \

@@ -361,6 +361,7 @@ static world_t *problem_world(const problem_t *p, const variant_t *v)
     cfg.n_q_heads = p->n_kv_heads * p->ratio;
     cfg.head_dim = p->head_dim;
     cfg.kv_type = p->kv_type;
+    cfg.act_type = v->device == DEFT_DEVICE_CUDA ? p->kv_type : p->act_type;
     cfg.n_threads = v->threads;
     cfg.isa = v->isa;
     cfg.split = v->split;
@@ -428,8 +429,15 @@ const deft_split_t problem_splits[5] = { DEFT_SPLIT_AUTO, DEFT_SPLIT_NODE, DEFT_
 
 size_t problem_lanes(deft_dtype_t type, lane_t *lanes)
 {
+    const char *device = getenv("DEFT_TEST_DEVICE");
     size_t n = 0;
 
+    if (device != NULL && strcmp(device, "cuda") == 0) {
+        for (; type != DEFT_F32 && n < 2; n++) {
+            lanes[n] = (lane_t){ DEFT_DEVICE_CUDA, DEFT_ISA_BEST };
+        }
+        return n;
+    }
     lanes[n++] = (lane_t){ DEFT_DEVICE_REF, DEFT_ISA_BEST };
     for (int isa = DEFT_ISA_SCALAR; isa <= DEFT_ISA_AMX_BF16; isa++) {
         deft_config_t cfg = t_config(64);
@@ -461,6 +469,7 @@ void problem_make(problem_t *p, uint64_t seed, size_t index, deft_dtype_t type)
     p->seed = t_mix(seed, index);
     rng_init(&rng, p->seed ^ 0x9e37);
     p->kv_type = type;
+    p->act_type = type != DEFT_F32 && index % 7 == 3 ? type : DEFT_F32;
     p->head_dim = dims[index % 5];
     p->ratio = ratios[index / 5 % 5];
     p->shape = (shape_t)(index / 3 % SHAPE_COUNT);

@@ -30,14 +30,15 @@ typedef struct problem {
     size_t pool_tokens;
     bool one_prefill; /* the whole first tree in one step */
     uint32_t n_layers, n_kv_heads, ratio, head_dim;
-    deft_dtype_t kv_type;
+    deft_dtype_t kv_type, act_type; /* act_type: CPU only */
     float scale, softcap, amp_q;
     uint32_t window;
     uint32_t windows[2];
     bool use_windows, use_sinks;
 } problem_t;
 
-/* Devices and instruction sets that contexts accept here, the reference device first. */
+/* Devices and instruction sets that contexts accept here, the reference device first. With
+ * DEFT_TEST_DEVICE=cuda in the environment the GPU alone, twice; none for types that it lacks. */
 enum { LANES_MAX = 8 };
 typedef struct lane {
     deft_device_t device;

@@ -115,6 +115,10 @@ void world_step(world_t *w, const srow_t *rows, size_t n_rows, uint64_t flags, i
                 sstep_t *ss);
 void sstep_free(sstep_t *ss);
 
+/* A buffer as calls of this context take it: itself, or a copy of act_type, on the device where that
+ * is its place (number `which` of dev_room()). Free *host_p after the call. */
+void *io_give(const world_t *w, int which, const t_buf_t *buf, uint16_t **host_p);
+
 /* The row's output in double: [n_q_heads][head_dim]. */
 void world_oracle(const world_t *w, const sstep_t *ss, uint32_t layer, size_t row, double *ref);
 const float *sstep_row(const world_t *w, const sstep_t *ss, uint32_t layer, size_t row);

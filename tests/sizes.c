@@ -2,6 +2,7 @@
 /* Pins the layout of every public struct on LP64, and the values of every enum: a change here is a
  * change of the ABI. New members go behind the last one, where struct_size tells of them. */
 #include <deft.h>
+#include <deft/cuda.h>
 
 #include <stddef.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@ AT(deft_allocator_t, alloc, 0);
 AT(deft_allocator_t, free, 8);
 AT(deft_allocator_t, arg, 16);
 
-SIZE(deft_config_t, 144);
+SIZE(deft_config_t, 160);
 AT(deft_config_t, struct_size, 0);
 AT(deft_config_t, flags, 8);
 AT(deft_config_t, device, 16);
@@ -43,8 +44,10 @@ AT(deft_config_t, sinks, 96);
 AT(deft_config_t, log, 104);
 AT(deft_config_t, log_arg, 112);
 AT(deft_config_t, allocator, 120);
+AT(deft_config_t, device_index, 144);
+AT(deft_config_t, pool_spare, 152);
 
-SIZE(deft_info_t, 72);
+SIZE(deft_info_t, 80);
 AT(deft_info_t, struct_size, 0);
 AT(deft_info_t, device, 8);
 AT(deft_info_t, isa, 12);
@@ -56,6 +59,17 @@ AT(deft_info_t, pool_tokens, 40);
 AT(deft_info_t, live_tokens, 48);
 AT(deft_info_t, n_trees, 56);
 AT(deft_info_t, n_nodes, 64);
+AT(deft_info_t, act_type, 72);
+AT(deft_info_t, device_index, 76);
+
+SIZE(deft_cuda_view_t, 64);
+AT(deft_cuda_view_t, stream, 8);
+AT(deft_cuda_view_t, pool, 16);
+AT(deft_cuda_view_t, pool_tokens, 24);
+AT(deft_cuda_view_t, n_rows, 32);
+AT(deft_cuda_view_t, positions, 40);
+AT(deft_cuda_view_t, ids, 48);
+AT(deft_cuda_view_t, max_rows, 56);
 
 SIZE(deft_node_info_t, 80);
 AT(deft_node_info_t, struct_size, 0);

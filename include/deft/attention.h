@@ -10,6 +10,8 @@
  *  A row is one query token. It sees every token of its path up to and including itself, and
  *  nothing else: decode at leaves, prefill, inner nodes and whole draft trees, in any number of
  *  trees, are the same to a step.
+ *  On CUDA q, k, v and o are device memory, aligned to 16 bytes, and write, attend and layer return
+ *  when the work is in the stream (deft/cuda.h); the rest is host work at once.
  *  Threads: the thread that has the context; the CPU backend runs its own pool beneath. */
 #ifndef DEFT_ATTENTION_H
 #define DEFT_ATTENTION_H

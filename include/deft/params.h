@@ -24,7 +24,7 @@ typedef enum deft_dtype {
 
 /** Where the KV lives and attention runs. */
 typedef enum deft_device {
-    DEFT_DEVICE_AUTO = 0, /**< the best that this build and machine have */
+    DEFT_DEVICE_AUTO = 0, /**< CUDA where act_type is f16 or bf16 and there is a device, else CPU */
     DEFT_DEVICE_CPU = 1,  /**< the best instructions of this processor, chosen at run time */
     DEFT_DEVICE_REF = 2,  /**< scalar C, accumulates in double; slow, for checking */
     DEFT_DEVICE_CUDA = 3  /**< DEFT_ERR_NODEVICE where there is none */
@@ -73,8 +73,9 @@ typedef struct deft_config {
     uint32_t n_kv_heads;     /**< required */
     uint32_t head_dim;       /**< required: 64, 80, 96, 128 or 256 */
     deft_dtype_t kv_type;    /**< type of K and V in the pool; default F16 */
-    deft_dtype_t act_type;   /**< type of q, k, v and o; default F32, the only one of the CPU */
-    size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers */
+    deft_dtype_t act_type;   /**< type of q, k, v and o; default F32. CUDA: kv_type, which is the default */
+    size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers;
+                                  CUDA: or DEFT_POOL_FREE */
     uint32_t n_threads;      /**< CPU: 1 is the caller alone; default: the processors we may run on */
     deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST */
     deft_split_t split;      /**< default: AUTO */
@@ -87,13 +88,18 @@ typedef struct deft_config {
     deft_log_fn log;         /**< default: silent */
     void *log_arg;
     deft_allocator_t allocator; /**< default: mimalloc */
+    int32_t device_index;    /**< CUDA: ordinal of the device */
+    size_t pool_spare;       /**< CUDA, DEFT_POOL_FREE: bytes of free memory to leave to others */
 } deft_config_t;
+
+/** pool_tokens on CUDA: as many as the device's free memory holds, less pool_spare. */
+#define DEFT_POOL_FREE SIZE_MAX
 
 #define DEFT_CONFIG_INIT                                                                        \
     {                                                                                           \
         sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,             \
         DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL, NULL, \
-        NULL, NULL, { NULL, NULL, NULL }                                                        \
+        NULL, NULL, { NULL, NULL, NULL }, 0, 0                                                  \
     }
 
 /** What a context turned out to be, and how full it is. */
@@ -101,14 +107,16 @@ typedef struct deft_info {
     size_t struct_size;       /**< in: sizeof(deft_info_t) */
     deft_device_t device;     /**< CPU, REF or CUDA */
     deft_isa_t isa;           /**< of the CPU backend */
-    const char *backend;      /**< "ref", "avx2", ...; static */
-    uint32_t n_threads;
+    const char *backend;      /**< "ref", "avx2", ..., "cuda sm_90a"; lives as long as the context */
+    uint32_t n_threads;       /**< CUDA: multiprocessors */
     deft_dtype_t kv_type;
     size_t token_bytes;       /**< bytes of one slot: K and V of all layers */
     size_t pool_tokens;       /**< slots in all */
     size_t live_tokens;       /**< slots that nodes own, a shared one counted once */
     size_t n_trees;
     size_t n_nodes;
+    deft_dtype_t act_type;    /**< type of q, k, v and o */
+    int32_t device_index;     /**< CUDA: ordinal of the device */
 } deft_info_t;
 
 /** Make a context. Allocates the pool and everything else that does not depend on the trees.

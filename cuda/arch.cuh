@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: MIT */
+/* The instructions that the kernels are made of, and the one place that knows architectures.
+ *
+ * IDEFT_HOPPER: sm_90a. Tiles come through the tensor copy engine, products are wgmma. Elsewhere
+ * (sm_80 and, as PTX, whatever comes later) they come by cp.async, and products are mma.sync.
+ * Both use one layout of shared memory, one of fragments and one order of work. */
+#ifndef IDEFT_ARCH_CUH
+#define IDEFT_ARCH_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "kernels.h"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define IDEFT_HOPPER 1
+#else
+#define IDEFT_HOPPER 0
+#endif
+
+template <typename T> constexpr bool is_half = false;
+template <> constexpr bool is_half<__half> = true;
+
+__device__ __forceinline__ uint32_t smem_of(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* ---- waiting for the kernel before (programmatic dependent launch) ---- */
+
+__device__ __forceinline__ void wait_for_kernel_before()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void let_next_kernel_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* ---- mbarriers ---- */
+
+__device__ __forceinline__ void barrier_init(uint64_t *b, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count) : "memory");
+}
+
+__device__ __forceinline__ void barrier_arrive(uint64_t *b)
+{
+    asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0];\n}" ::"r"(smem_of(b)) : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n.reg .pred p;\nagain:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+                 "@!p bra again;\n}" ::"r"(smem_of(b)), "r"(parity) : "memory");
+#else
+    asm volatile("{\n.reg .pred p;\nagain:\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+                 "@!p bra again;\n}" ::"r"(smem_of(b)), "r"(parity) : "memory");
+#endif
+}
+
+/* ---- copies into shared memory ---- */
+
+__device__ __forceinline__ void copy_16(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void copies_wait()
+{
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/* Arrive when this thread's copies so far have landed. */
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *b)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_of(b)) : "memory");
+}
+
+#if IDEFT_HOPPER
+/* Ordinary stores to shared memory before, the copy engine and the matrix unit after. */
+__device__ __forceinline__ void fence_async()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_box(uint32_t to, const ideft_cuda_map_t *map, uint32_t column, uint32_t slot,
+                                         uint32_t plane, uint64_t *b)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(column), "r"(slot), "r"(plane), "r"(smem_of(b))
+                 : "memory");
+}
+#endif
+
+/* ---- panels --------------------------------------------------------------------------------
+ * A tile of D columns lies as panels of 64 columns and one of D % 64, each [rows][columns], with
+ * the 16-byte chunks of a row swizzled as the tensor copy engine does it (128, 64 or 32 bytes). */
+
+template <int D> __device__ __host__ constexpr int panel_width(int p)
+{
+    return D % 64 != 0 && p == D / 64 ? D % 64 : 64;
+}
+
+/* Byte of a chunk in a panel W columns wide. */
+template <int W> __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk)
+{
+    if constexpr (W == 64)
+        return row * 128 + ((chunk ^ (row & 7)) << 4);
+    else if constexpr (W == 32)
+        return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+    else
+        return row * 32 + ((chunk ^ (row >> 2 & 1)) << 4);
+}
+
+/* Byte of chunk c of a tile with `rows` rows. */
+template <int D> __device__ __forceinline__ uint32_t tile_chunk(uint32_t rows, uint32_t row, uint32_t chunk)
+{
+    const uint32_t p = chunk / 8, base = p * rows * 128;
+    if (D % 64 == 0 || p < D / 64)
+        return base + chunk_at<64>(row, chunk % 8);
+    return base + chunk_at<panel_width<D>(D / 64)>(row, chunk % 8);
+}
+
+/* ---- arithmetic ---- */
+
+__device__ __forceinline__ float exp2_fast(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+template <typename T> __device__ __forceinline__ uint32_t pack(float lo, float hi);
+template <> __device__ __forceinline__ uint32_t pack<__half>(float lo, float hi)
+{
+    uint32_t r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+template <> __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float lo, float hi)
+{
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+
+/* Four 8x8 matrices of 16-bit elements; each lane gives the address of one row. */
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_trans(uint32_t (&r)[4], uint32_t at)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+
+template <typename T> __device__ __forceinline__ void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
+{
+    if constexpr (is_half<T>)
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"
+                     " {%0,%1,%2,%3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"
+                     " {%0,%1,%2,%3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* ---- wgmma ---- */
+
+#if IDEFT_HOPPER
+__device__ __forceinline__ void wgmma_begin()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int N> __device__ __forceinline__ void wgmma_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+/* The compiler must not move uses of the registers over this. */
+template <int N> __device__ __forceinline__ void hold(float *r)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(r[i])::"memory");
+}
+
+/* Matrix descriptor of an operand in a panel W columns wide. lbo: bytes between panels. */
+template <int W> __device__ __forceinline__ uint64_t descriptor(uint32_t at, uint32_t lbo)
+{
+    const uint64_t swizzle = W == 64 ? 1 : W == 32 ? 2 : 3;
+    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(lbo >> 4) << 16 | (uint64_t)(W * 16 >> 4) << 32 | swizzle << 62;
+}
+
+#define F4(_i) "+f"(c[_i]), "+f"(c[_i + 1]), "+f"(c[_i + 2]), "+f"(c[_i + 3])
+#define F8(_i) F4(_i), F4(_i + 4)
+#define F16(_i) F8(_i), F8(_i + 8)
+#define F32(_i) F16(_i), F16(_i + 16)
+#define F64(_i) F32(_i), F32(_i + 32)
+#define C8 "{%0,%1,%2,%3,%4,%5,%6,%7}"
+#define C16 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define C32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
+            "%26,%27,%28,%29,%30,%31}"
+#define C64 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
+            "%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,"    \
+            "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+
+/* A from registers. */
+#define WGMMA_RS(_n, _type, _list, _regs, _a, _b, _scale, _trans)                                              \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #_scale ", 0;\n"                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #_n "k16.f32." _type "." _type " " _list ", " _a ", %" #_b \
+                 ", p, 1, 1, %" #_trans ";\n}"                                                                 \
+                 : _regs : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS))
+
+/* c (+)= A B with B in shared memory, N columns; TRANS: B lies [k][n]. */
+template <typename T, int N, int TRANS>
+__device__ __forceinline__ void wgmma_rs(float *c, const uint32_t *a, uint64_t b, int accumulate)
+{
+    constexpr bool half = is_half<T>;
+    if constexpr (N == 16 && half)
+        WGMMA_RS(16, "f16", C8, F8(0), "{%8,%9,%10,%11}", 12, 13, 14);
+    else if constexpr (N == 16)
+        WGMMA_RS(16, "bf16", C8, F8(0), "{%8,%9,%10,%11}", 12, 13, 14);
+    else if constexpr (N == 32 && half)
+        WGMMA_RS(32, "f16", C16, F16(0), "{%16,%17,%18,%19}", 20, 21, 22);
+    else if constexpr (N == 32)
+        WGMMA_RS(32, "bf16", C16, F16(0), "{%16,%17,%18,%19}", 20, 21, 22);
+    else if constexpr (N == 64 && half)
+        WGMMA_RS(64, "f16", C32, F32(0), "{%32,%33,%34,%35}", 36, 37, 38);
+    else if constexpr (N == 64)
+        WGMMA_RS(64, "bf16", C32, F32(0), "{%32,%33,%34,%35}", 36, 37, 38);
+    else if constexpr (half)
+        WGMMA_RS(128, "f16", C64, F64(0), "{%64,%65,%66,%67}", 68, 69, 70);
+    else
+        WGMMA_RS(128, "bf16", C64, F64(0), "{%64,%65,%66,%67}", 68, 69, 70);
+}
+
+/* c (+)= A B^T, both in shared memory, 64 columns. */
+template <typename T> __device__ __forceinline__ void wgmma_ss(float *c, uint64_t a, uint64_t b, int accumulate)
+{
+    if constexpr (is_half<T>)
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 " C32 ", %32, %33, p, 1, 1, 0, 0;\n}"
+                     : F32(0) : "l"(a), "l"(b), "r"(accumulate));
+    else
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " C32 ", %32, %33, p, 1, 1, 0, 0;\n}"
+                     : F32(0) : "l"(a), "l"(b), "r"(accumulate));
+}
+#endif
+
+#endif

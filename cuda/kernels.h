@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: MIT */
+/* What host and device share: the image of a plan in device memory, arguments of the kernels and
+ * their launchers. C and CUDA C++; no CUDA header is needed.
+ *
+ * An image is one block of bytes, uploaded by one copy from pinned memory:
+ *
+ *   head        ideft_cuda_head_t
+ *   positions   int32 [max_rows]   at fixed places, for kernels of the caller
+ *   ids         int32 [max_rows]
+ *   records     [n_records] of record_bytes each: a group and one tile of its rows, dearest first
+ *   copies      ideft_cuda_copy_t [...]: what each tile of tokens is made of
+ *   places      ideft_cuda_place_t [n_rows], for writing K and V
+ *   part_begin  uint32 [n_rows + 1], partials of row r: part_list[part_begin[r] ...]
+ *   part_list   uint32 [...]
+ *
+ * A unit of work is (record, KV head): unit u is record u / Hkv and head u % Hkv, so that a block
+ * knows its first record before it has read anything. Rows here are query rows in the order of the
+ * plan; a record's matrix has G of them each, one a query head: matrix row i is query row i / G. */
+#ifndef IDEFT_CUDA_KERNELS_H
+#define IDEFT_CUDA_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define IDEFT_ALIGNAS(_n) __attribute__((aligned(_n)))
+
+#define IDEFT_TILE 64        /* tokens of a tile, columns of its scores */
+#define IDEFT_ROWS 128       /* matrix rows of a record: two warpgroups of 64 */
+#define IDEFT_TILE_COPIES 32 /* runs that a tile is made of, at most: a lane each */
+#define IDEFT_INLINE 8       /* copies of the first tile that a record carries itself */
+
+typedef struct IDEFT_ALIGNAS(16) ideft_cuda_head {
+    uint32_t n_units, n_rows, n_records, n_parts;
+    uint32_t copies, places, part_begin, part_list; /* bytes from the start of the image */
+    uint32_t pad[24];
+} ideft_cuda_head_t;
+
+/* A run, or part of one, in a tile. Query row r of the record sees column c of the copy (counted
+ * from 0) iff lo + max(0, c - edge) <= r < hi: rows of the node itself see no later token. */
+typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
+    uint32_t slot, pos; /* of its first token */
+    uint8_t at, n;      /* first column, columns */
+    uint8_t lo, hi;
+    uint8_t edge;
+    uint8_t count;      /* in the first copy of a tile: its copies, */
+    uint8_t used;       /* its columns */
+    uint8_t flags;      /* and IDEFT_MINE ... */
+} ideft_cuda_copy_t;
+
+#define IDEFT_MINE 1u  /* << warpgroup: this one computes the tile */
+#define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
+#define IDEFT_LAST 16u /* no tile of the unit follows */
+
+#define IDEFT_DIRECT 0x80000000u /* in a row's token: it is in this group alone */
+
+typedef struct ideft_cuda_row {
+    uint32_t token, pos; /* index in q and o, with IDEFT_DIRECT; path position */
+} ideft_cuda_row_t;
+
+/* Followed by [rows_max] ideft_cuda_row_t, rows_max = IDEFT_ROWS / G, then [IDEFT_INLINE] copies. */
+typedef struct IDEFT_ALIGNAS(16) ideft_cuda_record {
+    uint32_t copy;   /* index of its first copy */
+    uint32_t n_rows; /* query rows */
+    uint32_t part;   /* number of the partial of its first row */
+    uint32_t tokens; /* 1: at most 64 matrix rows, the warpgroups take tiles by turns;
+                        0: the warpgroups take 64 matrix rows each */
+} ideft_cuda_record_t;
+
+typedef struct ideft_cuda_place {
+    uint32_t token, slot;
+} ideft_cuda_place_t;
+
+/* A CUtensorMap. */
+typedef struct IDEFT_ALIGNAS(64) ideft_cuda_map {
+    uint64_t opaque[16];
+} ideft_cuda_map_t;
+
+#define IDEFT_BOXES 7 /* boxes of 1, 2, 4, ..., 64 tokens */
+
+/* Arguments of the attention kernel; the maps first, because of their alignment. They are used on
+ * Hopper for D that is a multiple of 64. */
+typedef struct ideft_cuda_attend {
+    ideft_cuda_map_t box[IDEFT_BOXES]; /* of 64 columns */
+    const unsigned char *image, *records;
+    const void *arena; /* [n_layers][K, V][Hkv][n_slots][D] */
+    const void *q;     /* [n_rows][H][D] in the caller's order */
+    void *o;
+    float *part_o;  /* [n_parts][H][D] */
+    float *part_md; /* [n_parts][H][2] */
+    const float *sinks; /* [H] in units of log2, or NULL */
+    size_t plane;       /* elements of a head's plane */
+    uint32_t record_bytes;
+    uint32_t H, Hkv, G;
+    uint32_t first_plane; /* of the layer's K, in heads */
+    uint32_t window;
+    uint32_t stages, q_buffers;
+    float scale_log2; /* scale * log2(e), or 1 with a soft cap */
+    float cap_in, cap_out; /* soft cap: s -> cap_out * tanh(cap_in * s); cap_out 0: none */
+} ideft_cuda_attend_t;
+
+typedef struct ideft_cuda_merge {
+    const unsigned char *image;
+    void *o;
+    const float *part_o, *part_md;
+    const float *sinks;
+    uint32_t H, D;
+} ideft_cuda_merge_t;
+
+typedef struct ideft_cuda_write {
+    const unsigned char *image;
+    const void *k, *v; /* [n_rows][Hkv][D] */
+    void *arena;
+    size_t plane;
+    uint32_t Hkv, D, first_plane;
+} ideft_cuda_write_t;
+
+/* The head dims that kernels are compiled for. */
+#define IDEFT_CUDA_DIMS(XX) XX(64) XX(80) XX(96) XX(128) XX(256)
+
+/* What of the kernel for this type and head dim the loaded code needs. */
+typedef struct ideft_cuda_kernel {
+    const void *function;
+    uint32_t threads;
+    size_t stage_bytes, q_bytes, fixed_bytes; /* of shared memory */
+} ideft_cuda_kernel_t;
+
+/* bf16: 0 for f16. function is NULL for an unknown D. hopper: the device runs sm_90a code. */
+ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int hopper);
+ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int hopper);
+const void *ideft_cuda_merge_function(int bf16);
+const void *ideft_cuda_write_function(int bf16);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: MIT */
+/* The two kernels beside attention: K and V into the arena, partials into outputs. Both read their
+ * sizes from the image, so that their launch is the same for every plan, and loop over the rest. */
+#include "arch.cuh"
+
+#include <math.h>
+
+namespace {
+
+/* Has one of the eight 16-bit elements all exponent bits set? */
+template <typename T> __device__ __forceinline__ bool not_finite(const uint4 &x)
+{
+    constexpr uint32_t e = is_half<T> ? 0x7c007c00u : 0x7f807f80u;
+    bool bad = false;
+    for (uint32_t w : { x.x, x.y, x.z, x.w })
+        bad |= (w & e & 0xffff) == (e & 0xffff) || (w & e & 0xffff0000u) == (e & 0xffff0000u);
+    return bad;
+}
+
+/* Grid: any. Block: 256. A thread moves 16 bytes of K and of V. A V that is not finite would reach rows
+ * that do not see it, because the matrix unit multiplies it by their weight of 0. So it is kept as a
+ * NaN in K, where a mask can stop it: rows that see the token become NaN, and no others. */
+template <typename T>
+__global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write_t a)
+{
+    const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
+    const uint32_t n_rows = __ldg(&head->n_rows), chunks = a.D / 8, row_chunks = a.Hkv * chunks;
+    const ideft_cuda_place_t *places = (const ideft_cuda_place_t *)(a.image + __ldg(&head->places));
+    const uint64_t n = (uint64_t)n_rows * row_chunks;
+    wait_for_kernel_before();
+    let_next_kernel_start();
+    for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < n; i += gridDim.x * 256ull) {
+        const uint32_t r = (uint32_t)(i / row_chunks), rest = (uint32_t)(i % row_chunks);
+        const uint32_t h = rest / chunks, c = rest % chunks;
+        const uint2 place = __ldg((const uint2 *)&places[r]); /* token, slot */
+        const size_t from = (size_t)place.x * row_chunks + rest;
+        const size_t to = (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) + c;
+        uint4 k = __ldg((const uint4 *)a.k + from), v = __ldg((const uint4 *)a.v + from);
+        if (not_finite<T>(v)) {
+            k = make_uint4(~0u, ~0u, ~0u, ~0u);
+            v = make_uint4(0, 0, 0, 0);
+        }
+        ((uint4 *)a.arena)[to] = k;
+        ((uint4 *)a.arena)[to + (a.Hkv * a.plane >> 3)] = v;
+    }
+}
+
+constexpr int MERGE_WARPS = 4;
+
+/* The output of one query head of a row from its partials, in the order of the plan. A lane has
+ * four columns of each 128. */
+template <typename T, int D>
+__device__ __forceinline__ void merge_row(const ideft_cuda_merge_t &a, const uint32_t *list, uint32_t n, uint32_t h, T *o)
+{
+    constexpr int CHUNKS = (D + 127) / 128;
+    const uint32_t lane = threadIdx.x % 32;
+    float m = -INFINITY, d = 0;
+    float4 sum[CHUNKS];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+        sum[c] = make_float4(0, 0, 0, 0);
+    for (uint32_t i = lane; i < n; i += 32)
+        m = fmaxf(m, a.part_md[((size_t)__ldg(&list[i]) * a.H + h) * 2]);
+    for (int x = 16; x > 0; x /= 2)
+        m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
+    const float top = m == -INFINITY ? 0.0f : m;
+    for (uint32_t base = 0; base < n; base += 32) {
+        uint32_t part = 0;
+        float2 md = make_float2(-INFINITY, 0);
+        if (base + lane < n) {
+            part = __ldg(&list[base + lane]);
+            md = *(const float2 *)(a.part_md + ((size_t)part * a.H + h) * 2);
+        }
+        const float w = exp2_fast(md.x - top); /* 0 for an empty set */
+        const uint32_t count = n - base < 32 ? n - base : 32;
+#pragma unroll 8
+        for (uint32_t i = 0; i < count; i++) {
+            const float wi = __shfl_sync(~0u, w, i), di = __shfl_sync(~0u, md.y, i);
+            const float *from = a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D;
+            d = fmaf(wi, di, d);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                if (D % 128 != 0 && c * 128 + lane * 4 >= D)
+                    continue;
+                const float4 x = *(const float4 *)(from + c * 128 + lane * 4);
+                sum[c] = make_float4(fmaf(wi, x.x, sum[c].x), fmaf(wi, x.y, sum[c].y), fmaf(wi, x.z, sum[c].z),
+                                     fmaf(wi, x.w, sum[c].w));
+            }
+        }
+    }
+    float scale = 1;
+    if (a.sinks != NULL) {
+        const float sink = a.sinks[h], high = fmaxf(sink, m);
+        scale = m == -INFINITY ? 0.0f : exp2_fast(m - high);
+        d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - high));
+    }
+    scale = d == 0 ? 0.0f : scale / d;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        if (D % 128 != 0 && c * 128 + lane * 4 >= D)
+            continue;
+        const uint2 w = make_uint2(pack<T>(sum[c].x * scale, sum[c].y * scale), pack<T>(sum[c].z * scale, sum[c].w * scale));
+        *(uint2 *)(o + c * 128 + lane * 4) = w;
+    }
+}
+
+/* Grid: any. Block: MERGE_WARPS warps, each takes (row, query head) pairs by turns. */
+template <typename T, int D> __device__ __forceinline__ void merge_rows(const ideft_cuda_merge_t &a)
+{
+    const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
+    const uint32_t n_rows = __ldg(&head->n_rows);
+    const ideft_cuda_place_t *places = (const ideft_cuda_place_t *)(a.image + __ldg(&head->places));
+    const uint32_t *begin = (const uint32_t *)(a.image + __ldg(&head->part_begin));
+    const uint32_t *list = (const uint32_t *)(a.image + __ldg(&head->part_list));
+    const uint64_t n = __ldg(&head->n_parts) == 0 ? 0 : (uint64_t)n_rows * a.H;
+    const uint32_t warps = gridDim.x * MERGE_WARPS;
+    bool waited = false;
+    for (uint64_t i = blockIdx.x * MERGE_WARPS + threadIdx.x / 32; i < n; i += warps) {
+        const uint32_t r = (uint32_t)(i / a.H), h = (uint32_t)(i % a.H);
+        const uint32_t from = __ldg(&begin[r]), to = __ldg(&begin[r + 1]), token = __ldg(&places[r].token);
+        if (!waited) /* what is above is the plan, and was there before */
+            wait_for_kernel_before();
+        waited = true;
+        if (from < to)
+            merge_row<T, D>(a, list + from, to - from, h, (T *)a.o + ((size_t)token * a.H + h) * D);
+    }
+    if (!waited)
+        wait_for_kernel_before(); /* whoever follows relies on it */
+}
+
+template <typename T> __global__ void __launch_bounds__(MERGE_WARPS * 32) ideft_merge_kernel(const ideft_cuda_merge_t a)
+{
+    switch (a.D) {
+#define IDEFT_MERGE(_d)        \
+    case _d:                   \
+        merge_rows<T, _d>(a);  \
+        break;
+        IDEFT_CUDA_DIMS(IDEFT_MERGE)
+#undef IDEFT_MERGE
+    }
+}
+
+} // namespace
+
+extern "C" const void *ideft_cuda_merge_function(int bf16)
+{
+    return bf16 ? (const void *)ideft_merge_kernel<__nv_bfloat16> : (const void *)ideft_merge_kernel<__half>;
+}
+
+extern "C" const void *ideft_cuda_write_function(int bf16)
+{
+    return bf16 ? (const void *)ideft_write_kernel<__nv_bfloat16> : (const void *)ideft_write_kernel<__half>;
+}

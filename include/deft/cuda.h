@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: MIT */
+/** @file deft/cuda.h  What a context on CUDA (deft_config_t.device) has beside the others: a stream,
+ *  device pointers, and captured graphs. Needs no CUDA header. In a build without CUDA and on
+ *  contexts on other devices every call here returns DEFT_ERR_UNSUPPORTED.
+ *
+ *  deft_step_begin() uploads the plan by one asynchronous copy. deft_step_write(), _attend() and
+ *  _layer() launch kernels. All of it goes to the context's stream, in order. A slot that prune or
+ *  truncate gave back is written again only by later steps, so behind the kernels that read it.
+ *
+ *  A forward pass can be captured once and replayed for later steps:
+ *
+ *      deft_step_begin(ctx, NULL, 0, 0, &step);        outside the capture, before every replay
+ *      first time:  capture the stream while the layers are launched; instantiate the graph
+ *      later:       cudaGraphLaunch(graph, stream); deft_cuda_replayed(step);
+ *      deft_step_end(step);
+ *
+ *  Tree, rows and groups may change between replays. What a graph is bound to are the buffers of
+ *  plans and partials; from the first capture on they do not move, and deft_step_begin() returns
+ *  DEFT_ERR_LIMIT for a plan that they cannot hold. deft_cuda_reserve() sizes them beforehand.
+ *  q, k, v and o of a captured pass are the caller's, for as many rows as will come. */
+#ifndef DEFT_CUDA_H
+#define DEFT_CUDA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "attention.h"
+#include "export.h"
+#include "params.h"
+#include "status.h"
+
+DEFT_BEGIN_DECLS
+
+struct CUstream_st; /* a cudaStream_t points to one */
+
+/** Work of later calls goes to @p stream; before the first call: the default stream. The caller
+ *  orders the old stream before the new one where it matters, and keeps the stream alive as long
+ *  as the context uses it.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY (a step is open): unchanged.
+ *  Cost: O(1). */
+DEFT_API deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st *stream);
+
+/** Device memory for plans of up to @p rows rows over @p nodes nodes (of all trees, those above the
+ *  rows included) with DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other
+ *  splits can need more. Graphs captured before are void: capture again.
+ *  @return DEFT_OK; DEFT_ERR_INVAL (0 or absurd); DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY;
+ *  DEFT_ERR_NOMEM (buffers are as before); DEFT_ERR_DEVICE. Cost: allocations; may wait for the device. */
+DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes);
+
+/** The caller has launched a graph that was captured from all layers of an earlier step: every
+ *  layer counts as written, and the step can end.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_UNSUPPORTED; DEFT_ERR_STATE (nothing was captured on
+ *  this context since its buffers last moved). Cost: O(layers). */
+DEFT_API deft_status_t deft_cuda_replayed(deft_step_t *step);
+
+/** Where things are on the device, for kernels of the caller. Valid until the context is destroyed;
+ *  `positions`, `ids` and `n_rows` until its buffers move, which they do not once captured. */
+typedef struct deft_cuda_view {
+    size_t struct_size;        /**< in: sizeof(deft_cuda_view_t) */
+    struct CUstream_st *stream;
+    void *pool;                /**< [n_layers][K, V][n_kv_heads][pool_tokens][head_dim] of kv_type */
+    size_t pool_tokens;
+    const uint32_t *n_rows;    /**< rows of the step */
+    const int32_t *positions;  /**< [*n_rows] as deft_step_positions() */
+    const int32_t *ids;        /**< [*n_rows] as deft_step_ids() */
+    size_t max_rows;           /**< room of positions and ids */
+} deft_cuda_view_t;
+
+/** Fill @p view up to its struct_size.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_UNSUPPORTED: @p view is untouched. Cost: O(1). */
+DEFT_API deft_status_t deft_cuda_view(const deft_ctx_t *ctx, deft_cuda_view_t *view);
+
+DEFT_END_DECLS
+
+#endif
