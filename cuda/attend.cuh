@@ -54,9 +54,11 @@ template <int D> struct shape {
     static constexpr int KV_BYTES = IDEFT_TILE * D * 2; /* K or V of a stage */
     static constexpr int Q_BYTES = IDEFT_ROWS * D * 2;
     static constexpr int STEPS = D / 16; /* of the matrix unit over a head */
-    static constexpr bool Q_IN_REGISTERS = D <= 128;
+    static constexpr bool Q_IN_REGISTERS = !IDEFT_HOPPER && D <= 128;
     /* The copy engine writes at multiples of 128 bytes, which rows of a narrow panel are not. */
     static constexpr bool BOXES = IDEFT_HOPPER && D % 64 == 0;
+    /* Scores are computed a tile ahead. It takes three stages, which two tiles of D 256 fill. */
+    static constexpr bool AHEAD = IDEFT_HOPPER && D < 256;
 };
 
 struct ring {
@@ -101,14 +103,6 @@ __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_
     }
 }
 
-/* V behind the last token, up to what is multiplied: a weight of 0 times a NaN would be one. */
-template <int D> __device__ __forceinline__ void put_zeros(unsigned char *v, uint32_t used, uint32_t lane)
-{
-    const uint32_t rows = (used + 15) / 16 * 16 - used;
-    for (uint32_t i = lane; i < rows * (D / 8); i += 32)
-        *(uint4 *)(v + tile_chunk<D>(IDEFT_TILE, used + i / (D / 8), i % (D / 8))) = make_uint4(0, 0, 0, 0);
-}
-
 #if IDEFT_HOPPER
 /* A lane's copy as boxes of 64, 32, ..., 1 tokens. */
 template <int D>
@@ -142,13 +136,10 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
     }
     if ((flags & (IDEFT_MASK * 3)) != 0 || a.window != 0)
         put_meta(meta, c, count, used, lane);
-    if (used % 16 != 0)
-        put_zeros<D>(v, used, lane);
 #if IDEFT_HOPPER
     if constexpr (shape<D>::BOXES) {
-        fence_async();
         __syncwarp();
-        if (lane == 0)
+        if (lane == 0) /* publishes the meta data */
             barrier_expect(&ctl.full[stage], used * D * 4);
         __syncwarp();
         if (lane < count)
@@ -181,13 +172,23 @@ __device__ __forceinline__ ideft_cuda_copy_t fetch_copy(const ideft_cuda_copy_t 
 
 /* ---- producing Q ------------------------------------------------------------------------------- */
 
-/* Rows of Q of a unit, and what the consumers need to know of it. `lane` counts the loaders. */
-template <typename T, int D>
-__device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const ideft_cuda_record_t *rec, control &ctl,
-                                         unsigned char *q, uint32_t buf, uint32_t head, uint32_t lane)
+/* Those who gather Q wait for each other. */
+__device__ __forceinline__ void loaders_meet()
 {
-    const ideft_cuda_row_t *rows = (const ideft_cuda_row_t *)(rec + 1);
-    const uint4 h = __ldg((const uint4 *)rec);
+    if (IDEFT_HOPPER)
+        asm volatile("bar.sync 2, 96;" ::: "memory");
+    else
+        __syncwarp();
+}
+
+/* Rows of Q of a unit, and what the consumers need to know of it. `lane` counts the loaders: each
+ * has one chunk of 16 bytes in every so many rows. */
+template <typename T, int D>
+__device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uint4 h, const ideft_cuda_row_t *rows,
+                                         control &ctl, unsigned char *q, uint32_t buf, uint32_t head, uint32_t lane)
+{
+    constexpr uint32_t CHUNKS = D / 8, STRIDE = Q_LOADERS / CHUNKS;
+    const uint32_t inverse = 65536 / a.G + 1; /* r * inverse >> 16 is r / G for the 128 rows there are */
     unit_meta &unit = ctl.unit[buf];
     if (lane == 0) {
         unit.n_rows = h.y;
@@ -196,12 +197,16 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const ide
         unit.tokens = h.w;
     }
     for (uint32_t i = lane; i < h.y; i += Q_LOADERS)
-        unit.row[i] = rows[i];
-    const uint32_t n = h.y * a.G * (D / 8);
-    for (uint32_t i = lane; i < n; i += Q_LOADERS) {
-        const uint32_t r = i / (D / 8), chunk = i % (D / 8), token = __ldg(&rows[r / a.G].token) & ~IDEFT_DIRECT;
-        const T *from = (const T *)a.q + ((size_t)token * a.H + head * a.G + r % a.G) * D + chunk * 8;
-        copy_16(smem_of(q) + tile_chunk<D>(IDEFT_ROWS, r, chunk), from);
+        *(uint2 *)&unit.row[i] = __ldg((const uint2 *)&rows[i]);
+    loaders_meet(); /* publishes unit.row */
+    if (lane < STRIDE * CHUNKS) {
+        const uint32_t n = h.y * a.G, chunk = lane % CHUNKS;
+        const T *from = (const T *)a.q + (size_t)head * a.G * D + chunk * 8;
+#pragma unroll 4
+        for (uint32_t r = lane / CHUNKS; r < n; r += STRIDE) {
+            const uint32_t query = r * inverse >> 16, token = unit.row[query].token & ~IDEFT_DIRECT;
+            copy_16(smem_of(q) + tile_chunk<D>(IDEFT_ROWS, r, chunk), from + ((size_t)token * a.H + r - query * a.G) * D);
+        }
     }
 #if IDEFT_HOPPER
     copies_wait();
@@ -232,25 +237,34 @@ __device__ void produce(const ideft_cuda_attend_t &a, control &ctl, unsigned cha
     const uint32_t q_lane = IDEFT_HOPPER ? threadIdx.x - CONSUMERS - 32 : lane;
     const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
     ideft_cuda_copy_t c = {};
-    ring at = { 0, 1 };
+    ring at = { 0, 0 };
     /* the first record is asked for before it is known to exist: the image is never shorter */
+    const ideft_cuda_record_t *rec = record_of(a, blockIdx.x);
+    uint4 h = __ldg((const uint4 *)rec);
     if (does_kv && lane < IDEFT_INLINE)
-        c = fetch_copy((const ideft_cuda_copy_t *)((const unsigned char *)record_of(a, blockIdx.x) + a.record_bytes) -
-                           IDEFT_INLINE, lane);
+        c = fetch_copy((const ideft_cuda_copy_t *)((const unsigned char *)rec + a.record_bytes) - IDEFT_INLINE, lane);
     const uint32_t n_units = __ldg(&head->n_units);
     const ideft_cuda_copy_t *copies = (const ideft_cuda_copy_t *)(a.image + __ldg(&head->copies));
+#if IDEFT_HOPPER
+    if (shape<D>::BOXES && does_kv && lane < IDEFT_BOXES)
+        asm volatile("prefetch.tensormap [%0];" ::"l"(&a.box[lane]) : "memory");
+#endif
     wait_for_kernel_before();
     uint32_t k = 0;
     for (uint32_t unit = blockIdx.x; unit < n_units; unit += gridDim.x, k++) {
-        const ideft_cuda_record_t *rec = record_of(a, unit);
         const uint32_t kv_head = unit % a.Hkv, buf = k % a.q_buffers;
+        if (k > 0) {
+            rec = record_of(a, unit);
+            h = __ldg((const uint4 *)rec);
+        }
         if (does_q) {
             barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
-            put_rows<T, D>(a, rec, ctl, q + (size_t)buf * shape<D>::Q_BYTES, buf, kv_head, q_lane);
+            put_rows<T, D>(a, h, (const ideft_cuda_row_t *)(rec + 1), ctl, q + (size_t)buf * shape<D>::Q_BYTES, buf,
+                           kv_head, q_lane);
         }
         if (!does_kv)
             continue;
-        uint32_t next = __ldg(&rec->copy);
+        uint32_t next = h.x;
         if (k > 0 || __shfl_sync(~0u, c.count, 0) > IDEFT_INLINE)
             c = fetch_copy(copies, next + lane);
         for (bool last = false; !last; at.next(a.stages)) {
@@ -287,31 +301,29 @@ template <int D> __device__ __forceinline__ void load_q(uint32_t (&q)[D / 16][4]
         load_matrices(q[s], smem_of(tile) + tile_chunk<D>(IDEFT_ROWS, row + lane % 16, s * 2 + lane / 16));
 }
 
-/* S = Q K^T, 64 rows by 64 tokens. */
+/* S = Q K^T, 64 rows by 64 tokens. On Hopper it is under way: wgmma_wait() before it is used. */
 template <typename T, int D>
 __device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 16][4], const unsigned char *q_tile,
                                        uint32_t row, const unsigned char *k)
 {
 #if IDEFT_HOPPER
-    (void)row;
+    /* Q stays in shared memory: ptxas 13.0 gave registers of a Q that wgmma reads in a loop to
+     * others (seen at D 64). */
+    (void)q;
     hold<32>(s);
     wgmma_begin();
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         constexpr int W = panel_width<D>(D / 64);
         const int p = i / 4;
-        const uint32_t at = smem_of(k) + p * IDEFT_TILE * 128 + i % 4 * 32;
-        const uint64_t b = p < D / 64 ? descriptor<64>(at, 16) : descriptor<W>(at, 16);
-        if constexpr (shape<D>::Q_IN_REGISTERS) {
-            wgmma_rs<T, 64, 0>(s, q[i], b, i > 0);
-        } else {
-            const uint32_t from = smem_of(q_tile) + p * IDEFT_ROWS * 128 + (row & 64) * 128 + i % 4 * 32;
-            wgmma_ss<T>(s, descriptor<64>(from, 16), b, i > 0);
-        }
+        const uint32_t q_at = smem_of(q_tile) + p * IDEFT_ROWS * 128 + i % 4 * 32;
+        const uint32_t k_at = smem_of(k) + p * IDEFT_TILE * 128 + i % 4 * 32;
+        if (p < D / 64)
+            wgmma_ss<T>(s, descriptor<64>(q_at + (row & 64) * 128, 16), descriptor<64>(k_at, 16), i > 0);
+        else
+            wgmma_ss<T>(s, descriptor<W>(q_at + (row & 64) * W * 2, 16), descriptor<W>(k_at, 16), i > 0);
     }
     wgmma_commit();
-    wgmma_wait<0>();
-    hold<32>(s);
 #else
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
@@ -335,8 +347,9 @@ __device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 1
 #endif
 }
 
-/* O += P V over the first 16 * N tokens. */
-template <typename T, int D, int N>
+/* O += P V. Weights behind the last token are 0, and so is V there or it is of another tile: finite.
+ * On Hopper under way, as scores(). */
+template <typename T, int D>
 __device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p)[4][4], const unsigned char *v)
 {
 #if IDEFT_HOPPER
@@ -344,7 +357,7 @@ __device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p
     hold<D / 2>(o);
     wgmma_begin();
 #pragma unroll
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < 4; i++) {
         if constexpr (D % 128 == 0) {
 #pragma unroll
             for (int j = 0; j < D / 128; j++)
@@ -358,12 +371,10 @@ __device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p
         }
     }
     wgmma_commit();
-    wgmma_wait<0>();
-    hold<D / 2>(o);
 #else
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < 4; i++) {
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
             uint32_t b[4];
@@ -375,20 +386,20 @@ __device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p
 #endif
 }
 
-/* The same over `used` tokens. Straight code for each number of steps: a branch between products
- * makes the compiler put a wait there. */
-template <typename T, int D>
-__device__ __forceinline__ void add_used_values(float (&o)[D / 2], const uint32_t (&p)[4][4], const unsigned char *v,
-                                                uint32_t used)
+/* Products into these registers are done. */
+template <int N> __device__ __forceinline__ void settle(float (&r)[N])
 {
-    if (used > 48)
-        add_values<T, D, 4>(o, p, v);
-    else if (used > 32)
-        add_values<T, D, 3>(o, p, v);
-    else if (used > 16)
-        add_values<T, D, 2>(o, p, v);
-    else
-        add_values<T, D, 1>(o, p, v);
+#if IDEFT_HOPPER
+    hold<N>(r);
+#endif
+}
+
+/* Wait until all but the last N products under way are done. */
+template <int N> __device__ __forceinline__ void products_wait()
+{
+#if IDEFT_HOPPER
+    wgmma_wait<N>();
+#endif
 }
 
 /* The rows of a thread, r and r + 8. */
@@ -416,18 +427,19 @@ __device__ __forceinline__ void mask_scores(float (&s)[32], const tile_meta &met
     }
 }
 
-/* Scores to weights 2^(s - m), joined to the state; O is scaled where m moves. It moves only when a
- * score exceeds it by 2^8, so that most tiles leave O alone. */
+/* Scores to weights 2^(s - m), counted into d. m moves only when a score exceeds it by 2^8, so that
+ * most tiles leave O alone: where it does, by[] is what O has to be multiplied by. Returns whether a
+ * row of the warp moved. */
 template <int D>
-__device__ __forceinline__ void weigh(float (&s)[32], state<D> &st, const ideft_cuda_attend_t &a)
+__device__ __forceinline__ bool weigh(float (&s)[32], state<D> &st, float (&by)[2], const ideft_cuda_attend_t &a)
 {
-    float top[2] = { -INFINITY, -INFINITY }, minus[2], by[2];
+    float top[2] = { -INFINITY, -INFINITY }, minus[2], sum[2] = { 0, 0 };
     bool moves = false;
     if (a.cap_out != 0) {
 #pragma unroll
         for (int i = 0; i < 32; i++) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
             const float e = exp2_fast(s[i] * a.cap_in * 2.885390081777927f);
-            s[i] = s[i] == -INFINITY ? s[i] : a.cap_out - 2 * a.cap_out / (e + 1);
+            s[i] = s[i] == -INFINITY ? s[i] : a.cap_out - __fdividef(2 * a.cap_out, e + 1);
         }
     }
 #pragma unroll
@@ -443,21 +455,21 @@ __device__ __forceinline__ void weigh(float (&s)[32], state<D> &st, const ideft_
         minus[r] = st.m[r] == -INFINITY ? 0.0f : -st.m[r];
         moves |= move;
     }
-    if (__any_sync(~0u, moves)) {
-#pragma unroll
-        for (int i = 0; i < D / 2; i++)
-            st.o[i] *= by[i / 2 % 2];
-        st.d[0] *= by[0];
-        st.d[1] *= by[1];
-    }
-    float sum[2] = { 0, 0 };
 #pragma unroll
     for (int i = 0; i < 32; i++) {
         s[i] = exp2_fast(fmaf(s[i], a.scale_log2, minus[i / 2 % 2]));
         sum[i / 2 % 2] += s[i];
     }
-    st.d[0] += sum[0];
-    st.d[1] += sum[1];
+    st.d[0] = fmaf(st.d[0], by[0], sum[0]);
+    st.d[1] = fmaf(st.d[1], by[1], sum[1]);
+    return __any_sync(~0u, moves);
+}
+
+template <int D> __device__ __forceinline__ void scale_outputs(state<D> &st, const float (&by)[2])
+{
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        st.o[i] *= by[i / 2 % 2];
 }
 
 template <typename T> __device__ __forceinline__ void pack_weights(uint32_t (&p)[4][4], const float (&s)[32])
@@ -511,43 +523,159 @@ template <int D> __device__ __forceinline__ void join(state<D> &st, control &ctl
     }
 }
 
-/* The states of a unit's rows go to the output or to the partials. `half`: -1 for all columns, or
- * the half that this warpgroup has. */
+/* The states of the warp's 16 rows go to the output, or as partials to where they are joined: both are
+ * normalised and rounded, a partial has the log2 of its denominator beside it. Through shared memory,
+ * so that whole rows are written. `half`: -1 for all columns, or the half that this warpgroup has. */
 template <typename T, int D>
 __device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_attend_t &a, const unit_meta &unit,
-                                       uint32_t matrix_row, int half)
+                                       uint32_t first, unsigned char *space, int half)
 {
-    const uint32_t quad = threadIdx.x % 4;
+    constexpr uint32_t CHUNKS = D / 8;
+    const uint32_t lane = threadIdx.x % 32, quad = lane % 4;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const uint32_t row = matrix_row + 8 * r, query = row / a.G, h = unit.head * a.G + row % a.G;
-        if (query >= unit.n_rows)
-            continue;
-        const uint32_t token = unit.row[query].token;
-        if (token & IDEFT_DIRECT) {
-            float m = st.m[r], d = st.d[r], scale = 1;
-            if (a.sinks != NULL) {
-                const float sink = a.sinks[h], top = fmaxf(sink, m);
-                scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
-                d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
-            }
-            scale = d == 0 ? 0.0f : scale / d;
-            T *o = (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++)
-                if (half < 0 || (j >= D / 16) == half)
-                    *(uint32_t *)(o + j * 8 + quad * 2) =
-                        pack<T>(st.o[j * 4 + r * 2] * scale, st.o[j * 4 + r * 2 + 1] * scale);
-        } else {
-            const size_t part = (size_t)(unit.part + query) * a.H + h;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++)
-                if (half < 0 || (j >= D / 16) == half)
-                    *(float2 *)(a.part_o + part * D + j * 8 + quad * 2) =
-                        make_float2(st.o[j * 4 + r * 2], st.o[j * 4 + r * 2 + 1]);
-            if (quad == 0 && half <= 0)
-                *(float2 *)(a.part_md + part * 2) = make_float2(st.m[r], st.d[r]);
+        const uint32_t row = first + lane / 4 + 8 * r, query = row / a.G, h = unit.head * a.G + row % a.G;
+        const bool there = query < unit.n_rows, direct = there && (unit.row[query].token & IDEFT_DIRECT) != 0;
+        const float m = st.m[r];
+        float d = st.d[r], scale = 1;
+        if (direct && a.sinks != NULL) {
+            const float sink = a.sinks[h], top = fmaxf(sink, m);
+            scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
+            d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
         }
+        scale = d == 0 ? 0.0f : scale / d;
+        if (there && !direct && quad == 0 && half <= 0)
+            a.part_lse[(size_t)(unit.part + query) * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++)
+            if (half < 0 || (j >= CHUNKS / 2) == half)
+                *(uint32_t *)(space + tile_chunk<D>(16, lane / 4 + 8 * r, j) + quad * 4) =
+                    pack<T>(st.o[j * 4 + r * 2] * scale, st.o[j * 4 + r * 2 + 1] * scale);
+    }
+    __syncwarp(); /* publishes the rows */
+    const uint32_t from = half == 1 ? CHUNKS / 2 : 0, n = half < 0 ? CHUNKS : CHUNKS / 2;
+#pragma unroll 4
+    for (uint32_t i = lane; i < 16 * n; i += 32) {
+        const uint32_t r = i / n, chunk = from + i % n, row = first + r, query = row / a.G;
+        if (query >= unit.n_rows)
+            break;
+        const uint32_t token = unit.row[query].token, h = unit.head * a.G + row % a.G;
+        T *to = token & IDEFT_DIRECT ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
+                                     : (T *)a.part_o + ((size_t)(unit.part + query) * a.H + h) * D;
+        *(uint4 *)(to + chunk * 8) = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
+    }
+}
+
+/* A tile that a warpgroup has got from the ring. */
+struct tile_ref {
+    uint32_t stage, flags;
+};
+
+__device__ __forceinline__ void release(control &ctl, uint32_t stage)
+{
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+        barrier_arrive(&ctl.empty[stage]);
+}
+
+/* The next tile that is there; those of the other warpgroup alone go back at once, unless it is the
+ * unit's last. */
+template <int D>
+__device__ __forceinline__ tile_ref next_tile(const ideft_cuda_attend_t &a, control &ctl, ring &at, uint32_t wg)
+{
+    for (;;) {
+        barrier_wait(&ctl.full[at.stage], at.parity);
+#if IDEFT_HOPPER
+        if constexpr (!shape<D>::BOXES)
+            fence_async();
+#endif
+        /* through a shuffle, so that the compiler sees that a warp agrees */
+        const tile_ref t = { at.stage, __shfl_sync(~0u, ctl.tile[at.stage].flags, 0) };
+        at.next(a.stages);
+        if (t.flags & (IDEFT_MINE << wg | IDEFT_LAST))
+            return t;
+        release(ctl, t.stage);
+    }
+}
+
+/* Everything of a unit that its consumers share. */
+template <int D> struct work {
+    const ideft_cuda_attend_t &a;
+    control &ctl;
+    const unsigned char *stages;
+    unsigned char *q_tile;
+    uint32_t wg, first; /* matrix row of the warp's first */
+    rows_t rows;
+
+    __device__ const unsigned char *k(uint32_t stage) const
+    {
+        return stages + (size_t)stage * 2 * shape<D>::KV_BYTES;
+    }
+    __device__ const unsigned char *v(uint32_t stage) const
+    {
+        return k(stage) + shape<D>::KV_BYTES;
+    }
+};
+
+/* The tiles of a unit that are this warpgroup's. The scores of the next tile are under way while the
+ * values of this one are added and while its own weights are computed: only O has to wait. */
+template <typename T, int D>
+__device__ __forceinline__ void consume_tiles(const work<D> &w, ring &at, state<D> &st, const uint32_t (&q)[D / 16][4])
+{
+    float s[32], by[2];
+    uint32_t p[4][4];
+    tile_ref t = next_tile<D>(w.a, w.ctl, at, w.wg);
+    bool last = (t.flags & IDEFT_LAST) != 0;
+    if (t.flags & IDEFT_MINE << w.wg) {
+        scores<T, D>(s, q, w.q_tile, w.first, w.k(t.stage));
+        products_wait<0>();
+        settle(s);
+        if ((t.flags & IDEFT_MASK << w.wg) || w.a.window != 0)
+            mask_scores(s, w.ctl.tile[t.stage], w.rows, w.a.window);
+        weigh<D>(s, st, by, w.a); /* O is 0 */
+        pack_weights<T>(p, s);
+        while (!(t.flags & IDEFT_FINAL << w.wg)) {
+            tile_ref next;
+            bool moves;
+            if constexpr (shape<D>::AHEAD) {
+                next = next_tile<D>(w.a, w.ctl, at, w.wg);
+                scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
+                add_values<T, D>(st.o, p, w.v(t.stage));
+                products_wait<1>();
+                settle(s);
+            } else {
+                add_values<T, D>(st.o, p, w.v(t.stage));
+                products_wait<0>();
+                settle(st.o);
+                release(w.ctl, t.stage);
+                next = next_tile<D>(w.a, w.ctl, at, w.wg);
+                scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
+                products_wait<0>();
+                settle(s);
+            }
+            if ((next.flags & IDEFT_MASK << w.wg) || w.a.window != 0)
+                mask_scores(s, w.ctl.tile[next.stage], w.rows, w.a.window);
+            moves = weigh<D>(s, st, by, w.a);
+            if constexpr (shape<D>::AHEAD) {
+                products_wait<0>();
+                settle(st.o);
+                release(w.ctl, t.stage);
+            }
+            if (moves)
+                scale_outputs<D>(st, by);
+            pack_weights<T>(p, s);
+            last = (next.flags & IDEFT_LAST) != 0;
+            t = next;
+        }
+        add_values<T, D>(st.o, p, w.v(t.stage));
+        products_wait<0>();
+        settle(st.o);
+    }
+    release(w.ctl, t.stage);
+    while (!last) { /* tiles of the other warpgroup */
+        t = next_tile<D>(w.a, w.ctl, at, w.wg);
+        last = (t.flags & IDEFT_LAST) != 0;
+        release(w.ctl, t.stage);
     }
 }
 
@@ -558,14 +686,14 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
 {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
     const bool tokens = unit.tokens != 0;
-    const uint32_t first = warp * 16 + (tokens ? 0 : wg * 64), row = first + lane / 4;
-    rows_t rows;
+    const uint32_t first = warp * 16 + (tokens ? 0 : wg * 64);
+    work<D> w = { a, ctl, stages, q_tile, wg, first, {} };
     uint32_t q[D / 16][4];
     state<D> st;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        rows.query[r] = (row + 8 * r) / a.G;
-        rows.pos[r] = unit.row[rows.query[r] < unit.n_rows ? rows.query[r] : 0].pos;
+        w.rows.query[r] = (first + lane / 4 + 8 * r) / a.G;
+        w.rows.pos[r] = unit.row[w.rows.query[r] < unit.n_rows ? w.rows.query[r] : 0].pos;
         st.m[r] = -INFINITY;
         st.d[r] = 0;
     }
@@ -574,31 +702,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
         st.o[i] = 0;
     if constexpr (shape<D>::Q_IN_REGISTERS)
         load_q<D>(q, q_tile, first);
-    for (bool last = false; !last; at.next(a.stages)) {
-        const tile_meta &meta = ctl.tile[at.stage];
-        barrier_wait(&ctl.full[at.stage], at.parity);
-#if IDEFT_HOPPER
-        if constexpr (!shape<D>::BOXES)
-            fence_async();
-#endif
-        /* through a shuffle, so that the compiler sees that a warp agrees */
-        const uint32_t flags = __shfl_sync(~0u, meta.flags, 0);
-        last = (flags & IDEFT_LAST) != 0;
-        if (flags & IDEFT_MINE << wg) {
-            const unsigned char *k = stages + (size_t)at.stage * 2 * shape<D>::KV_BYTES;
-            float s[32];
-            uint32_t p[4][4];
-            scores<T, D>(s, q, q_tile, first, k);
-            if ((flags & IDEFT_MASK << wg) || a.window != 0)
-                mask_scores(s, meta, rows, a.window);
-            weigh<D>(s, st, a);
-            pack_weights<T>(p, s);
-            add_used_values<T, D>(st.o, p, k + shape<D>::KV_BYTES, __shfl_sync(~0u, meta.used, 0));
-        }
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(&ctl.empty[at.stage]);
-    }
+    consume_tiles<T, D>(w, at, st, q);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         st.d[r] += __shfl_xor_sync(~0u, st.d[r], 1);
@@ -606,14 +710,24 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     }
     if (tokens)
         join<D>(st, ctl, (float *)q_tile, wg);
-    finish<T, D>(st, a, unit, row, tokens ? (int)wg : -1);
+    consumers_meet(); /* nobody reads Q or what was joined any more: its place is free */
+    finish<T, D>(st, a, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), tokens ? (int)wg : -1);
 }
 
 template <typename T, int D>
-__device__ void consume(const ideft_cuda_attend_t &a, control &ctl, const unsigned char *stages, unsigned char *q)
+__device__ void consume(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q)
 {
     const uint32_t wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
     ring at = { 0, 0 };
+    /* A tile's V behind its last token is multiplied by weights of 0: it must not be a NaN. */
+    for (uint32_t i = threadIdx.x; i < a.stages * (shape<D>::KV_BYTES / 16); i += CONSUMERS)
+        *(uint4 *)(stages + (i / (shape<D>::KV_BYTES / 16) * 2 + 1) * (size_t)shape<D>::KV_BYTES +
+                   i % (shape<D>::KV_BYTES / 16) * 16) = make_uint4(0, 0, 0, 0);
+#if IDEFT_HOPPER
+    fence_async();
+#endif
+    for (uint32_t i = 0; i < a.stages; i++)
+        release(ctl, i);
     for (uint32_t k = 0;; k++) {
         const uint32_t buf = k % a.q_buffers;
         barrier_wait(&ctl.q_full[buf], k / a.q_buffers & 1);
@@ -633,9 +747,8 @@ template <typename T, int D>
 __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_constant__ ideft_cuda_attend_t a)
 {
 #if __CUDA_ARCH__ >= 800
-    extern __shared__ unsigned char shared[];
-    unsigned char *stages = (unsigned char *)(((uintptr_t)shared + 1023) & ~(uintptr_t)1023);
-    unsigned char *q = stages + (size_t)a.stages * 2 * shape<D>::KV_BYTES;
+    extern __shared__ __align__(1024) unsigned char shared[];
+    unsigned char *stages = shared, *q = stages + (size_t)a.stages * 2 * shape<D>::KV_BYTES;
     control &ctl = *(control *)(q + (size_t)a.q_buffers * shape<D>::Q_BYTES);
     if (threadIdx.x == 0) {
         for (uint32_t i = 0; i < a.stages; i++) {
@@ -671,7 +784,7 @@ template <typename T> ideft_cuda_kernel_t kernel_of(uint32_t D, int hopper)
 #define IDEFT_KERNEL(_d)                                                                       \
     if (D == _d)                                                                               \
         return { (const void *)ideft_attend_kernel<T, _d>, hopper ? 384u : 288u,               \
-                 2 * (size_t)shape<_d>::KV_BYTES, (size_t)shape<_d>::Q_BYTES, sizeof(control) + 1024 };
+                 2 * (size_t)shape<_d>::KV_BYTES, (size_t)shape<_d>::Q_BYTES, sizeof(control) };
     IDEFT_CUDA_DIMS(IDEFT_KERNEL)
 #undef IDEFT_KERNEL
     return { nullptr, 0, 0, 0, 0 };

@@ -10,6 +10,7 @@
 
 #include <cuda.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -37,7 +38,7 @@ struct ideft_backend {
     size_t plane; /* elements of a head's plane */
     unsigned char *image;
     size_t image_bytes, max_rows, record_bytes;
-    float *part;
+    unsigned char *part;
     size_t max_parts; /* (row, group) pairs, all heads */
     float *sinks;
     bool frozen;
@@ -96,12 +97,12 @@ static deft_status_t find_device(deft_ctx_t *ctx, const deft_config_t *c)
 }
 
 /* How much of the multiprocessor's shared memory goes to stages and to Q: two buffers of Q where
- * four stages still fit. */
+ * six stages still fit. */
 static deft_status_t fit_shared(deft_ctx_t *ctx, size_t limit)
 {
     ideft_backend_t *be = ctx->backend;
     const ideft_cuda_kernel_t *k = &be->kernel;
-    be->q_buffers = k->fixed_bytes + 2 * k->q_bytes + 3 * k->stage_bytes <= limit ? 2 : 1;
+    be->q_buffers = k->fixed_bytes + 2 * k->q_bytes + 6 * k->stage_bytes <= limit ? 2 : 1;
     const size_t fixed = k->fixed_bytes + be->q_buffers * k->q_bytes;
     be->stages = fixed < limit ? (uint32_t)((limit - fixed) / k->stage_bytes) : 0;
     be->stages = ideft_min(be->stages, 8);
@@ -163,7 +164,7 @@ static deft_status_t make_maps(deft_ctx_t *ctx)
         const cuuint32_t box[3] = { 64, 1u << i, 1 };
         const CUresult error =
             encode((CUtensorMap *)&be->box[i], type, 3, be->arena, dims, strides, box, ones,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, (CUtensorMapL2promotion)(getenv("DEFT_PROMO") ? atoi(getenv("DEFT_PROMO")) : 0),
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
         if (error != CUDA_SUCCESS)
             return ideft_fail(ctx, DEFT_ERR_UNSUPPORTED, "cuTensorMapEncodeTiled: error %d", (int)error);
@@ -235,7 +236,7 @@ static deft_status_t reserve(deft_ctx_t *ctx, size_t rows, size_t bytes, size_t 
     be->max_rows = rows > be->max_rows ? rows : be->max_rows;
     if (parts > be->max_parts)
         IDEFT_TRY(grow(ctx, (void **)&be->part, &be->max_parts, parts + parts / 4,
-                       (size_t)g->H * (g->D + 2) * sizeof(float)));
+                       (size_t)g->H * (g->D * g->elem + sizeof(float))));
     return DEFT_OK;
 }
 
@@ -309,6 +310,8 @@ static deft_status_t create_on_device(deft_ctx_t *ctx, const deft_config_t *c)
      * tokens, partials a second launch and the reading of them. */
     ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = (uint32_t)be->n_sm, .row_cost = 0,
                                       .token_cost = 1, .min_cost = 64, .item_cost = 64, .merge_cost = 96 };
+    if (getenv("DEFT_TUNE"))
+        sscanf(getenv("DEFT_TUNE"), "%u,%u,%u,%u", &ctx->machine.item_cost, &ctx->machine.merge_cost, &ctx->machine.min_cost, &ctx->machine.width);
     return reserve(ctx, 256, (size_t)1 << 18, 256);
 }
 
@@ -441,12 +444,13 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
     enum cudaStreamCaptureStatus capturing;
     ideft_cuda_attend_t a = {
         .image = be->image, .records = be->image + ideft_image_front_bytes(be->max_rows), .arena = be->arena,
-        .q = q, .o = o, .part_o = be->part, .part_md = be->part + be->max_parts * g->H * g->D, .sinks = be->sinks,
+        .q = q, .o = o, .part_o = be->part,
+        .part_lse = (float *)(be->part + be->max_parts * g->H * g->D * g->elem), .sinks = be->sinks,
         .plane = be->plane, .record_bytes = (uint32_t)be->record_bytes, .H = g->H, .Hkv = g->Hkv, .G = g->G,
         .first_plane = first_plane(ctx, layer), .window = g->windows[layer], .stages = be->stages,
         .q_buffers = be->q_buffers, .scale_log2 = g->softcap > 0 ? 1.0f : g->scale * log2e,
         .cap_in = g->softcap > 0 ? g->scale / g->softcap : 0, .cap_out = g->softcap * log2e };
-    ideft_cuda_merge_t m = { .image = be->image, .o = o, .part_o = a.part_o, .part_md = a.part_md, .sinks = be->sinks,
+    ideft_cuda_merge_t m = { .image = be->image, .o = o, .part_o = a.part_o, .part_lse = a.part_lse, .sinks = be->sinks,
                              .H = g->H, .D = g->D };
     memcpy(a.box, be->box, sizeof(a.box));
     IDEFT_TRY(check_pointers(ctx, q, o));
@@ -455,7 +459,7 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
     IDEFT_TRY(launch(ctx, be->kernel.function, (uint32_t)be->n_sm, be->kernel.threads, be->shared_bytes, &a));
     /* a later plan of a captured graph may have partials where this one has none */
     if (ctx->plan.n_part > 0 || capturing != cudaStreamCaptureStatusNone)
-        return launch(ctx, be->merge, 8 * (uint32_t)be->n_sm, 128, 0, &m);
+        return launch(ctx, be->merge, (uint32_t)be->n_sm, 512, 0, &m);
     return DEFT_OK;
 }
 

@@ -18,18 +18,22 @@ typedef struct builder {
     /* the record that is being made */
     ideft_cuda_record_t *rec;
     uint32_t row_begin, row_end;
-    /* its open tile */
-    uint32_t first, used, tile;
-    bool masked[2], mine[2];
+    uint32_t group_begin[2], group_end[2]; /* a warpgroup's query rows, in the record */
+    uint32_t n_tiles, last, final[2]; /* first copies: of the last tile, of each warpgroup's last */
 } builder_t;
+
+/* Tokens of a record on their way into tiles: those that the warpgroups of `mine` see, no others. */
+typedef struct cursor {
+    uint32_t mine; /* bit w: warpgroup w */
+    uint32_t seg, end, token;
+} cursor_t;
 
 static uint32_t row_tiles(const ideft_item_t *item, uint32_t rows_max)
 {
     return (item->row_end - item->row_begin + rows_max - 1) / rows_max;
 }
 
-/* Records and copies at most: every seg may begin and end a tile, and tiles of one-token runs are
- * closed for their number of copies. */
+/* Records and copies at most: a seg is cut where warpgroups stop seeing it and where tiles end. */
 static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records_p, uint64_t *copies_p)
 {
     *records_p = *copies_p = 0;
@@ -40,7 +44,7 @@ static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records
         for (uint32_t s = item->seg_begin; s < item->seg_end; s++)
             tokens += plan->seg[s].n;
         *records_p += tiles;
-        *copies_p += tiles * (item->seg_end - item->seg_begin + tokens / IDEFT_TILE + 2);
+        *copies_p += tiles * (2 * (uint64_t)(item->seg_end - item->seg_begin) + tokens / IDEFT_TILE + 5);
     }
 }
 
@@ -56,77 +60,123 @@ size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
 
 /* ---- tiles -------------------------------------------------------------------------------------- */
 
-/* Matrix rows of warpgroup w as query rows of the record: [*from, *to). */
-static void rows_of_group(const builder_t *b, uint32_t w, uint32_t *from, uint32_t *to)
+/* Matrix rows of each warpgroup as query rows. */
+static void share_rows(builder_t *b)
 {
     const uint32_t G = b->g->G, n = b->row_end - b->row_begin;
-    if (b->rec->tokens) {
-        *from = 0;
-        *to = n;
-        return;
-    }
-    *from = ideft_min(64 * w / G, n);
-    *to = ideft_min((64 * (w + 1) + G - 1) / G, n);
-}
-
-static void close_tile(builder_t *b)
-{
-    if (b->first == b->n_copies)
-        return;
-    ideft_cuda_copy_t *c = &b->copies[b->first];
-    c->count = (uint8_t)(b->n_copies - b->first);
-    c->used = (uint8_t)b->used;
     for (uint32_t w = 0; w < 2; w++) {
-        const bool mine = b->rec->tokens ? b->tile % 2 == w : b->mine[w];
-        if (mine)
-            c->flags |= (uint8_t)(IDEFT_MINE << w);
-        if (mine && (b->masked[w] || b->used < IDEFT_TILE))
-            c->flags |= (uint8_t)(IDEFT_MASK << w);
-        b->masked[w] = b->mine[w] = false;
+        b->group_begin[w] = b->rec->tokens ? 0 : ideft_min(64 * w / G, n);
+        b->group_end[w] = b->rec->tokens ? n : ideft_min((64 * (w + 1) + G - 1) / G, n);
     }
-    b->first = b->n_copies;
-    b->used = 0;
-    b->tile++;
 }
 
-/* n tokens of a run into the open tile. Query rows [lo, hi) see them, the first of them only
- * columns up to `edge`. */
-static void put_copy(builder_t *b, uint32_t slot, uint32_t pos, uint32_t n, uint32_t lo, uint32_t hi, uint32_t edge)
-{
-    b->copies[b->n_copies++] = (ideft_cuda_copy_t){
-        .slot = slot, .pos = pos, .at = (uint8_t)b->used, .n = (uint8_t)n, .lo = (uint8_t)lo,
-        .hi = (uint8_t)hi, .edge = (uint8_t)ideft_min(edge, IDEFT_TILE) };
-    for (uint32_t w = 0; w < 2; w++) {
-        uint32_t from, to;
-        rows_of_group(b, w, &from, &to);
-        if (from < to && lo < to && hi > from)
-            b->mine[w] = true;
-        if (from < to && (lo > from || hi < to || edge + 1 < n))
-            b->masked[w] = true;
-    }
-    b->used += n;
-    if (b->used == IDEFT_TILE || b->n_copies - b->first == IDEFT_TILE_COPIES)
-        close_tile(b);
-}
+/* What stands at a cursor: tokens of one seg that the same warpgroups see. */
+typedef struct piece {
+    uint32_t mine, n;
+    uint32_t lo, hi, edge; /* query rows that see it: ideft_cuda_copy_t */
+} piece_t;
 
-/* A seg, as far as rows of the record see it. Rows of the node itself follow each other in position,
- * so token j is seen from query row lo + (j - last) on, where `last` is the last that row lo sees. */
-static void put_seg(builder_t *b, const ideft_seg_t *seg)
+/* The piece that begins at a token of a seg. Rows of the node itself follow each other in position,
+ * so token j is seen from query row lo + (j - last) on, where `last` is the last that row lo sees.
+ * n 0: no row of the record sees this token or a later one. */
+static piece_t piece_at(const builder_t *b, const ideft_seg_t *seg, uint32_t token)
 {
-    if (seg->n == 0 || seg->row_begin >= b->row_end || seg->row_end <= b->row_begin)
-        return;
+    if (token >= seg->n || seg->row_begin >= b->row_end || seg->row_end <= b->row_begin)
+        return (piece_t){ 0 };
     const uint32_t lo = ideft_max(seg->row_begin, b->row_begin) - b->row_begin;
     const uint32_t hi = ideft_min(seg->row_end, b->row_end) - b->row_begin;
-    const uint32_t pos = b->plan->row[b->row_begin + lo].pos;
-    const uint32_t last = pos >= seg->pos ? pos - seg->pos : 0;
-    const uint32_t skip = pos >= seg->pos ? 0 : seg->pos - pos; /* rows that see none of it */
-    for (uint32_t j = 0, n; j < seg->n; j += n) {
-        const uint32_t later = skip + (j > last ? j - last : 0);
-        if (lo + later >= hi)
-            return;
-        n = ideft_min(seg->n - j, IDEFT_TILE - b->used);
-        put_copy(b, seg->slot + j, seg->pos + j, n, lo + later, hi, last > j ? last - j : 0);
+    const uint32_t pos = b->plan->row[b->row_begin + lo].pos, at = seg->pos + token;
+    const uint32_t later = at > pos ? at - pos : 0; /* rows that see no such late token */
+    piece_t p = { 0, seg->n - token, lo + later, hi, at < pos ? pos - at : 0 };
+    if (p.lo >= hi)
+        return (piece_t){ 0 };
+    /* the first rows drop out one by one behind `edge` */
+    const uint32_t first = p.lo < b->group_end[0] ? p.edge + b->group_end[0] - p.lo : 0;
+    p.mine = (first > 0 && hi > b->group_begin[0] ? 1u : 0) | (hi > b->group_begin[1] && !b->rec->tokens ? 2u : 0);
+    p.n = ideft_min(p.n, p.edge + (hi - p.lo));
+    if (first > 0)
+        p.n = ideft_min(p.n, first);
+    return p;
+}
+
+/* Move on to the next piece for the cursor's warpgroups; n 0: there is none. */
+static piece_t next_piece(const builder_t *b, cursor_t *c)
+{
+    while (c->seg < c->end) {
+        const piece_t p = piece_at(b, &b->plan->seg[c->seg], c->token);
+        if (p.n > 0 && p.mine == c->mine)
+            return p;
+        c->token += p.n;
+        if (p.n == 0) {
+            c->seg++;
+            c->token = 0;
+        }
     }
+    return (piece_t){ 0 };
+}
+
+/* Does the copy leave out a row of the warpgroup? */
+static bool is_masked(const builder_t *b, const ideft_cuda_copy_t *c, uint32_t w)
+{
+    return c->lo > b->group_begin[w] || c->hi < b->group_end[w] || c->edge + 1u < c->n;
+}
+
+/* One tile from the cursor. False: nothing is left. */
+static bool put_tile(builder_t *b, cursor_t *cursor)
+{
+    const uint32_t first = b->n_copies;
+    uint32_t used = 0, flags = 0;
+    while (used < IDEFT_TILE && b->n_copies - first < IDEFT_TILE_COPIES) {
+        const piece_t p = next_piece(b, cursor);
+        if (p.n == 0)
+            break;
+        const ideft_seg_t *seg = &b->plan->seg[cursor->seg];
+        const uint32_t n = ideft_min(p.n, IDEFT_TILE - used);
+        ideft_cuda_copy_t *c = &b->copies[b->n_copies++];
+        *c = (ideft_cuda_copy_t){ .slot = seg->slot + cursor->token, .pos = seg->pos + cursor->token,
+                                  .at = (uint8_t)used, .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
+                                  .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
+        for (uint32_t w = 0; w < 2; w++)
+            flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;
+        used += n;
+        cursor->token += n;
+    }
+    if (b->n_copies == first)
+        return false;
+    if (used < IDEFT_TILE)
+        flags |= IDEFT_MASK * 3;
+    const uint32_t mine = b->rec->tokens ? 1u << b->n_tiles % 2 : cursor->mine;
+    b->copies[first].count = (uint8_t)(b->n_copies - first);
+    b->copies[first].used = (uint8_t)used;
+    b->copies[first].flags = (uint8_t)(IDEFT_MINE * mine | (flags & IDEFT_MASK * mine));
+    b->last = first;
+    for (uint32_t w = 0; w < 2; w++)
+        b->final[w] = mine >> w & 1 ? first : b->final[w];
+    b->n_tiles++;
+    return true;
+}
+
+/* Tiles that both warpgroups see first, then by turns tiles of one and of the other, so that both are
+ * busy. A warpgroup looks for its next tile while it holds one: it must be at most two on, or the
+ * ring of stages would stop. */
+static void put_tiles(builder_t *b, const ideft_item_t *item)
+{
+    cursor_t both = { b->rec->tokens ? 1 : 3, item->seg_begin, item->seg_end, 0 };
+    cursor_t own[2] = { { 1, item->seg_begin, item->seg_end, 0 }, { 2, item->seg_begin, item->seg_end, 0 } };
+    b->n_tiles = 0;
+    b->final[0] = b->final[1] = IDEFT_NONE;
+    while (put_tile(b, &both))
+        ;
+    for (bool any = !b->rec->tokens; any;)
+        any = put_tile(b, &own[0]) | put_tile(b, &own[1]);
+    if (b->n_tiles == 0) { /* none of these rows sees anything: a tile of no tokens */
+        b->last = b->n_copies;
+        b->copies[b->n_copies++] = (ideft_cuda_copy_t){ .count = 1 };
+    }
+    b->copies[b->last].flags |= IDEFT_LAST;
+    for (uint32_t w = 0; w < 2; w++)
+        if (b->final[w] != IDEFT_NONE)
+            b->copies[b->final[w]].flags |= (uint8_t)(IDEFT_FINAL << w);
 }
 
 /* ---- records ------------------------------------------------------------------------------------ */
@@ -149,19 +199,8 @@ static void put_record(builder_t *b, const ideft_item_t *item)
         const bool direct = plan->part_begin[r] == plan->part_begin[r + 1];
         rows[i] = (ideft_cuda_row_t){ plan->row[r].token | (direct ? IDEFT_DIRECT : 0), plan->row[r].pos };
     }
-    b->first = b->n_copies;
-    b->used = b->tile = 0;
-    for (uint32_t s = item->seg_begin; s < item->seg_end; s++)
-        put_seg(b, &plan->seg[s]);
-    close_tile(b);
-    if (b->n_copies == rec->copy) { /* none of these rows sees anything: a tile of no tokens */
-        b->copies[b->n_copies++] = (ideft_cuda_copy_t){ .count = 1 };
-        b->first = b->n_copies;
-    }
-    uint32_t last = b->n_copies - 1;
-    while (b->copies[last].count == 0)
-        last--;
-    b->copies[last].flags |= IDEFT_LAST;
+    share_rows(b);
+    put_tiles(b, item);
     memset(head, 0, IDEFT_INLINE * sizeof(*head));
     memcpy(head, &b->copies[rec->copy], ideft_min(b->n_copies - rec->copy, IDEFT_INLINE) * sizeof(*head));
 }

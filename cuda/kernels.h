@@ -53,7 +53,8 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
 
 #define IDEFT_MINE 1u  /* << warpgroup: this one computes the tile */
 #define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
-#define IDEFT_LAST 16u /* no tile of the unit follows */
+#define IDEFT_FINAL 16u /* << warpgroup: no later tile of the unit is its */
+#define IDEFT_LAST 64u /* no tile of the unit follows */
 
 #define IDEFT_DIRECT 0x80000000u /* in a row's token: it is in this group alone */
 
@@ -89,8 +90,8 @@ typedef struct ideft_cuda_attend {
     const void *arena; /* [n_layers][K, V][Hkv][n_slots][D] */
     const void *q;     /* [n_rows][H][D] in the caller's order */
     void *o;
-    float *part_o;  /* [n_parts][H][D] */
-    float *part_md; /* [n_parts][H][2] */
+    void *part_o;    /* [n_parts][H][D] outputs of partial attention, as o */
+    float *part_lse; /* [n_parts][H] log2 of their denominators, with the maximum in */
     const float *sinks; /* [H] in units of log2, or NULL */
     size_t plane;       /* elements of a head's plane */
     uint32_t record_bytes;
@@ -105,7 +106,8 @@ typedef struct ideft_cuda_attend {
 typedef struct ideft_cuda_merge {
     const unsigned char *image;
     void *o;
-    const float *part_o, *part_md;
+    const void *part_o;
+    const float *part_lse;
     const float *sinks;
     uint32_t H, D;
 } ideft_cuda_merge_t;

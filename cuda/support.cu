@@ -45,7 +45,21 @@ __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write
     }
 }
 
-constexpr int MERGE_WARPS = 4;
+constexpr int MERGE_WARPS = 16;
+
+/* Four 16-bit elements as floats. */
+template <typename T> __device__ __forceinline__ float4 unpack(uint2 w)
+{
+    float2 a, b;
+    if constexpr (is_half<T>) {
+        a = __half22float2(*(const __half2 *)&w.x);
+        b = __half22float2(*(const __half2 *)&w.y);
+    } else {
+        a = __bfloat1622float2(*(const __nv_bfloat162 *)&w.x);
+        b = __bfloat1622float2(*(const __nv_bfloat162 *)&w.y);
+    }
+    return make_float4(a.x, a.y, b.x, b.y);
+}
 
 /* The output of one query head of a row from its partials, in the order of the plan. A lane has
  * four columns of each 128. */
@@ -60,29 +74,29 @@ __device__ __forceinline__ void merge_row(const ideft_cuda_merge_t &a, const uin
     for (int c = 0; c < CHUNKS; c++)
         sum[c] = make_float4(0, 0, 0, 0);
     for (uint32_t i = lane; i < n; i += 32)
-        m = fmaxf(m, a.part_md[((size_t)__ldg(&list[i]) * a.H + h) * 2]);
+        m = fmaxf(m, a.part_lse[(size_t)__ldg(&list[i]) * a.H + h]);
     for (int x = 16; x > 0; x /= 2)
         m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
     const float top = m == -INFINITY ? 0.0f : m;
     for (uint32_t base = 0; base < n; base += 32) {
         uint32_t part = 0;
-        float2 md = make_float2(-INFINITY, 0);
+        float lse = -INFINITY;
         if (base + lane < n) {
             part = __ldg(&list[base + lane]);
-            md = *(const float2 *)(a.part_md + ((size_t)part * a.H + h) * 2);
+            lse = a.part_lse[(size_t)part * a.H + h];
         }
-        const float w = exp2_fast(md.x - top); /* 0 for an empty set */
+        const float w = exp2_fast(lse - top); /* 0 for an empty set */
         const uint32_t count = n - base < 32 ? n - base : 32;
 #pragma unroll 8
         for (uint32_t i = 0; i < count; i++) {
-            const float wi = __shfl_sync(~0u, w, i), di = __shfl_sync(~0u, md.y, i);
-            const float *from = a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D;
-            d = fmaf(wi, di, d);
+            const float wi = __shfl_sync(~0u, w, i);
+            const T *from = (const T *)a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D;
+            d += wi;
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++) {
                 if (D % 128 != 0 && c * 128 + lane * 4 >= D)
                     continue;
-                const float4 x = *(const float4 *)(from + c * 128 + lane * 4);
+                const float4 x = unpack<T>(*(const uint2 *)(from + c * 128 + lane * 4));
                 sum[c] = make_float4(fmaf(wi, x.x, sum[c].x), fmaf(wi, x.y, sum[c].y), fmaf(wi, x.z, sum[c].z),
                                      fmaf(wi, x.w, sum[c].w));
             }

@@ -30,7 +30,7 @@ tests_fuzz_ops_LDADD = $(tests_libs)
 
 if HAVE_CHECK
 tests_programs += tests/check_ctx tests/check_tree tests/check_walk tests/check_print \
-	tests/check_pool tests/check_large tests/check_step tests/check_attn tests/check_props \
+	tests/check_image tests/check_pool tests/check_large tests/check_step tests/check_attn tests/check_props \
 	tests/check_invariant
 tests_check_cppflags = $(tests_cppflags) $(CHECK_CFLAGS)
 tests_check_libs = $(tests_libs) $(CHECK_LIBS)
@@ -50,6 +50,9 @@ tests_check_print_LDADD = $(tests_check_libs)
 tests_check_pool_SOURCES = tests/check_pool.c $(tests_fixture)
 tests_check_pool_CPPFLAGS = $(tests_check_cppflags)
 tests_check_pool_LDADD = $(tests_check_libs)
+tests_check_image_SOURCES = tests/check_image.c tests/suite.h cuda/image.c cuda/image.h cuda/kernels.h
+tests_check_image_CPPFLAGS = $(tests_check_cppflags) -I$(top_builddir) -I$(top_srcdir)/lib -I$(top_srcdir)/cuda
+tests_check_image_LDADD = $(tests_check_libs)
 tests_check_large_SOURCES = tests/check_large.c $(tests_fixture)
 tests_check_large_CPPFLAGS = $(tests_check_cppflags)
 tests_check_large_LDADD = $(tests_check_libs)
