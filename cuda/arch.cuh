@@ -72,7 +72,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
 
 __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from)); /* no "memory": loads may pass */
 }
 
 __device__ __forceinline__ void copies_wait()
@@ -98,12 +98,13 @@ __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ void copy_box(uint32_t to, const ideft_cuda_map_t *map, uint32_t column, uint32_t slot,
+/* A box of the arena as [plane][panel][slot][64 columns]. */
+__device__ __forceinline__ void copy_box(uint32_t to, const ideft_cuda_map_t *map, uint32_t slot, uint32_t panel,
                                          uint32_t plane, uint64_t *b)
 {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-                 "l"(map), "r"(column), "r"(slot), "r"(plane), "r"(smem_of(b))
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+                 "l"(map), "r"(0), "r"(slot), "r"(panel), "r"(plane), "r"(smem_of(b))
                  : "memory");
 }
 #endif
@@ -208,11 +209,14 @@ template <int N> __device__ __forceinline__ void hold(float *r)
         asm volatile("" : "+f"(r[i])::"memory");
 }
 
-/* Matrix descriptor of an operand in a panel W columns wide. lbo: bytes between panels. */
-template <int W> __device__ __forceinline__ uint64_t descriptor(uint32_t at, uint32_t lbo)
+/* Matrix descriptor of an operand in a panel W columns wide, in shared memory at at16 * 16 bytes.
+ * PANEL: bytes from one panel to the next. */
+template <int W, int PANEL> __device__ __forceinline__ uint64_t descriptor(uint32_t at16)
 {
-    const uint64_t swizzle = W == 64 ? 1 : W == 32 ? 2 : 3;
-    return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(lbo >> 4) << 16 | (uint64_t)(W * 16 >> 4) << 32 | swizzle << 62;
+    constexpr uint32_t swizzle = W == 64 ? 1 : W == 32 ? 2 : 3, high = (W * 16 >> 4) | swizzle << 30;
+    uint64_t d;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(d) : "r"(at16 | (uint32_t)(PANEL >> 4) << 16), "n"(high));
+    return d;
 }
 
 #define F4(_i) "+f"(c[_i]), "+f"(c[_i + 1]), "+f"(c[_i + 2]), "+f"(c[_i + 3])

@@ -114,14 +114,23 @@ static deft_status_t fit_shared(deft_ctx_t *ctx, size_t limit)
     return DEFT_OK;
 }
 
+static bool has_windows(const ideft_geom_t *g)
+{
+    for (uint32_t l = 0; l < g->n_layers; l++)
+        if (g->windows[l] != 0)
+            return true;
+    return false;
+}
+
 static deft_status_t load_kernels(deft_ctx_t *ctx)
 {
     ideft_backend_t *be = ctx->backend;
     const bool bf16 = ctx->geom.kv_type == DEFT_BF16;
-    ideft_cuda_kernel_t (*const of)(uint32_t, int) = bf16 ? ideft_cuda_kernel_bf16 : ideft_cuda_kernel_f16;
+    const bool general = ctx->geom.softcap > 0 || has_windows(&ctx->geom);
+    ideft_cuda_kernel_t (*const of)(uint32_t, int, int) = bf16 ? ideft_cuda_kernel_bf16 : ideft_cuda_kernel_f16;
     struct cudaFuncAttributes attr;
     int limit = 0;
-    be->kernel = of(ctx->geom.D, 0);
+    be->kernel = of(ctx->geom.D, general, 0);
     const cudaError_t error = cudaFuncGetAttributes(&attr, be->kernel.function);
     if (error != cudaSuccess) {
         cudaGetLastError();
@@ -130,8 +139,8 @@ static deft_status_t load_kernels(deft_ctx_t *ctx)
     }
     /* only the Hopper code is compiled for more threads than the other has */
     const bool hopper = attr.maxThreadsPerBlock >= 384;
-    be->kernel = of(ctx->geom.D, hopper);
-    be->merge = ideft_cuda_merge_function(bf16);
+    be->kernel = of(ctx->geom.D, general, hopper);
+    be->merge = ideft_cuda_merge_function(ctx->geom.D, bf16);
     be->write = ideft_cuda_write_function(bf16);
     IDEFT_CUDA(ctx, cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, be->device));
     IDEFT_TRY(fit_shared(ctx, (size_t)limit));
@@ -155,15 +164,15 @@ static deft_status_t make_maps(deft_ctx_t *ctx)
                                                      cudaEnableDefault, &found));
     if (found != cudaDriverEntryPointSuccess)
         return ideft_fail(ctx, DEFT_ERR_UNSUPPORTED, "the driver has no cuTensorMapEncodeTiled");
-    const cuuint64_t dims[3] = { g->D, ctx->pool_tokens, 2 * (cuuint64_t)g->n_layers * g->Hkv };
-    const cuuint64_t strides[2] = { g->D * 2, be->plane * 2 };
-    const cuuint32_t ones[3] = { 1, 1, 1 };
+    const cuuint64_t dims[4] = { 64, ctx->pool_tokens, g->D / 64, 2 * (cuuint64_t)g->n_layers * g->Hkv };
+    const cuuint64_t strides[3] = { g->D * 2, 128, be->plane * 2 };
+    const cuuint32_t ones[4] = { 1, 1, 1, 1 };
     const CUtensorMapDataType type =
         g->kv_type == DEFT_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     for (uint32_t i = 0; i < IDEFT_BOXES; i++) {
-        const cuuint32_t box[3] = { 64, 1u << i, 1 };
+        const cuuint32_t box[4] = { 64, 1u << i, i == IDEFT_BOXES - 1 ? g->D / 64 : 1, 1 };
         const CUresult error =
-            encode((CUtensorMap *)&be->box[i], type, 3, be->arena, dims, strides, box, ones,
+            encode((CUtensorMap *)&be->box[i], type, 4, be->arena, dims, strides, box, ones,
                    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, (CUtensorMapL2promotion)(getenv("DEFT_PROMO") ? atoi(getenv("DEFT_PROMO")) : 0),
                    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
         if (error != CUDA_SUCCESS)

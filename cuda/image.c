@@ -60,13 +60,18 @@ size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
 
 /* ---- tiles -------------------------------------------------------------------------------------- */
 
+static bool by_tiles(const builder_t *b)
+{
+    return b->rec->share == IDEFT_SHARE_TILES;
+}
+
 /* Matrix rows of each warpgroup as query rows. */
 static void share_rows(builder_t *b)
 {
     const uint32_t G = b->g->G, n = b->row_end - b->row_begin;
     for (uint32_t w = 0; w < 2; w++) {
-        b->group_begin[w] = b->rec->tokens ? 0 : ideft_min(64 * w / G, n);
-        b->group_end[w] = b->rec->tokens ? n : ideft_min((64 * (w + 1) + G - 1) / G, n);
+        b->group_begin[w] = by_tiles(b) ? 0 : ideft_min(64 * w / G, n);
+        b->group_end[w] = by_tiles(b) ? n : ideft_min((64 * (w + 1) + G - 1) / G, n);
     }
 }
 
@@ -92,7 +97,7 @@ static piece_t piece_at(const builder_t *b, const ideft_seg_t *seg, uint32_t tok
         return (piece_t){ 0 };
     /* the first rows drop out one by one behind `edge` */
     const uint32_t first = p.lo < b->group_end[0] ? p.edge + b->group_end[0] - p.lo : 0;
-    p.mine = (first > 0 && hi > b->group_begin[0] ? 1u : 0) | (hi > b->group_begin[1] && !b->rec->tokens ? 2u : 0);
+    p.mine = (first > 0 && hi > b->group_begin[0] ? 1u : 0) | (hi > b->group_begin[1] && !by_tiles(b) ? 2u : 0);
     p.n = ideft_min(p.n, p.edge + (hi - p.lo));
     if (first > 0)
         p.n = ideft_min(p.n, first);
@@ -145,7 +150,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
         return false;
     if (used < IDEFT_TILE)
         flags |= IDEFT_MASK * 3;
-    const uint32_t mine = b->rec->tokens ? 1u << b->n_tiles % 2 : cursor->mine;
+    const uint32_t mine = by_tiles(b) ? 1u << b->n_tiles % 2 : cursor->mine;
     b->copies[first].count = (uint8_t)(b->n_copies - first);
     b->copies[first].used = (uint8_t)used;
     b->copies[first].flags = (uint8_t)(IDEFT_MINE * mine | (flags & IDEFT_MASK * mine));
@@ -161,13 +166,15 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
  * ring of stages would stop. */
 static void put_tiles(builder_t *b, const ideft_item_t *item)
 {
-    cursor_t both = { b->rec->tokens ? 1 : 3, item->seg_begin, item->seg_end, 0 };
+    cursor_t both = { by_tiles(b) ? 1 : 3, item->seg_begin, item->seg_end, 0 };
     cursor_t own[2] = { { 1, item->seg_begin, item->seg_end, 0 }, { 2, item->seg_begin, item->seg_end, 0 } };
     b->n_tiles = 0;
     b->final[0] = b->final[1] = IDEFT_NONE;
     while (put_tile(b, &both))
         ;
-    for (bool any = !b->rec->tokens; any;)
+    if (b->n_tiles > 0 && !by_tiles(b))
+        b->rec->share = IDEFT_SHARE_BOTH;
+    for (bool any = !by_tiles(b); any;)
         any = put_tile(b, &own[0]) | put_tile(b, &own[1]);
     if (b->n_tiles == 0) { /* none of these rows sees anything: a tile of no tokens */
         b->last = b->n_copies;
@@ -193,7 +200,7 @@ static void put_record(builder_t *b, const ideft_item_t *item)
     rec->copy = b->n_copies;
     rec->n_rows = n;
     rec->part = item->part + (b->row_begin - item->row_begin);
-    rec->tokens = n * b->g->G <= 64;
+    rec->share = n * b->g->G <= 64 ? IDEFT_SHARE_TILES : IDEFT_SHARE_ROWS;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t r = b->row_begin + i;
         const bool direct = plan->part_begin[r] == plan->part_begin[r + 1];

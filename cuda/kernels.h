@@ -62,13 +62,18 @@ typedef struct ideft_cuda_row {
     uint32_t token, pos; /* index in q and o, with IDEFT_DIRECT; path position */
 } ideft_cuda_row_t;
 
+enum {
+    IDEFT_SHARE_TILES = 1,  /* at most 64 matrix rows, the warpgroups take tiles by turns */
+    IDEFT_SHARE_ROWS = 0,   /* 64 matrix rows each */
+    IDEFT_SHARE_BOTH = 2    /* the same, and both see the first tile */
+};
+
 /* Followed by [rows_max] ideft_cuda_row_t, rows_max = IDEFT_ROWS / G, then [IDEFT_INLINE] copies. */
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_record {
     uint32_t copy;   /* index of its first copy */
     uint32_t n_rows; /* query rows */
     uint32_t part;   /* number of the partial of its first row */
-    uint32_t tokens; /* 1: at most 64 matrix rows, the warpgroups take tiles by turns;
-                        0: the warpgroups take 64 matrix rows each */
+    uint32_t share;  /* how the warpgroups share it: IDEFT_SHARE_... */
 } ideft_cuda_record_t;
 
 typedef struct ideft_cuda_place {
@@ -80,12 +85,12 @@ typedef struct IDEFT_ALIGNAS(64) ideft_cuda_map {
     uint64_t opaque[16];
 } ideft_cuda_map_t;
 
-#define IDEFT_BOXES 7 /* boxes of 1, 2, 4, ..., 64 tokens */
+#define IDEFT_BOXES 7 /* boxes of 1, 2, 4, ..., 32 tokens of a panel, and a tile of all panels */
 
 /* Arguments of the attention kernel; the maps first, because of their alignment. They are used on
  * Hopper for D that is a multiple of 64. */
 typedef struct ideft_cuda_attend {
-    ideft_cuda_map_t box[IDEFT_BOXES]; /* of 64 columns */
+    ideft_cuda_map_t box[IDEFT_BOXES];
     const unsigned char *image, *records;
     const void *arena; /* [n_layers][K, V][Hkv][n_slots][D] */
     const void *q;     /* [n_rows][H][D] in the caller's order */
@@ -130,10 +135,11 @@ typedef struct ideft_cuda_kernel {
     size_t stage_bytes, q_bytes, fixed_bytes; /* of shared memory */
 } ideft_cuda_kernel_t;
 
-/* bf16: 0 for f16. function is NULL for an unknown D. hopper: the device runs sm_90a code. */
-ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int hopper);
-ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int hopper);
-const void *ideft_cuda_merge_function(int bf16);
+/* function is NULL for an unknown D. general: with windows or a soft cap. hopper: the device runs
+ * sm_90a code. */
+ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int general, int hopper);
+ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int general, int hopper);
+const void *ideft_cuda_merge_function(uint32_t D, int bf16);
 const void *ideft_cuda_write_function(int bf16);
 
 #ifdef __cplusplus

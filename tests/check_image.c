@@ -28,8 +28,8 @@ static void group_rows(const reader_t *rd, const ideft_cuda_record_t *rec, uint3
 {
     const uint32_t G = rd->g->G, n = rec->n_rows;
 
-    *from = rec->tokens ? 0 : 64 * w / G;
-    *to = rec->tokens ? n : (64 * (w + 1) + G - 1) / G;
+    *from = rec->share == IDEFT_SHARE_TILES ? 0 : 64 * w / G;
+    *to = rec->share == IDEFT_SHARE_TILES ? n : (64 * (w + 1) + G - 1) / G;
     *from = *from < n ? *from : n;
     *to = *to < n ? *to : n;
 }
@@ -66,7 +66,7 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
                 }
             }
         }
-        if (rec->tokens) {
+        if (rec->share == IDEFT_SHARE_TILES) {
             T_CHECK(((c->flags & IDEFT_MINE << w) != 0) == (tile % 2 == w) || c->used == 0, "whose is tile %u", tile);
         } else {
             T_CHECK(!any || (c->flags & IDEFT_MINE << w) != 0, "warpgroup %u skips what it sees", w);
@@ -104,7 +104,7 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
         bool has[2] = { false, false }, final[2] = { false, false };
 
         T_CHECK(rec->n_rows > 0 && rec->n_rows * rd->g->G <= IDEFT_ROWS, "%u rows", rec->n_rows);
-        T_CHECK(rec->tokens == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
+        T_CHECK((rec->share == IDEFT_SHARE_TILES) == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
         T_CHECK(c->count > IDEFT_INLINE || memcmp(own, c, c->count * sizeof(*c)) == 0, "the first tile is not inline");
         for (;; c += c->count, tile++) {
             T_CHECK(c->count > 0, "a tile without copies");

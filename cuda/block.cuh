@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/* What the warps of an attention block share: who they are, their ring of stages, what they tell each
+ * other about tiles and units. */
+#ifndef IDEFT_BLOCK_CUH
+#define IDEFT_BLOCK_CUH
+
+#include "arch.cuh"
+
+#include <math.h>
+#include <string.h>
+
+namespace {
+
+/* Two warpgroups compute, the warps behind them bring what they need. On Hopper one streams K, one V,
+ * two gather Q; elsewhere a single one does all of it. */
+constexpr int CONSUMERS = 256;
+constexpr int THREADS = IDEFT_HOPPER ? 384 : 288;
+constexpr int Q_LOADERS = IDEFT_HOPPER ? 64 : 32;
+constexpr int MAX_STAGES = 8, MAX_Q = 2;
+
+template <int D> struct shape {
+    static constexpr int KV_BYTES = IDEFT_TILE * D * 2; /* K or V of a stage */
+    static constexpr int Q_BYTES = IDEFT_ROWS * D * 2;
+    static constexpr int CHUNKS = D / 8; /* of 16 bytes, in a row */
+    static constexpr bool Q_IN_REGISTERS = D <= 128;
+    /* The copy engine writes at multiples of 128 bytes, which rows of a narrow panel are not. */
+    static constexpr bool BOXES = IDEFT_HOPPER && D % 64 == 0;
+    /* Scores are computed a tile ahead. It takes three stages, which two tiles of D 256 fill. */
+    static constexpr bool AHEAD = IDEFT_HOPPER && D < 256;
+    /* Arrivals that complete a stage: an expectation each for K and V, or all lanes, once when they
+     * have written and once when their copies have landed. */
+    static constexpr int FULL_COUNT = BOXES ? 2 : IDEFT_HOPPER ? 128 : 64;
+    static constexpr int Q_COUNT = IDEFT_HOPPER ? Q_LOADERS : 64;
+};
+
+struct tile_meta {
+    uint32_t seen[IDEFT_TILE / 2]; /* a column: first query row | number of rows << 8; two a word */
+    uint32_t pos[IDEFT_TILE];      /* with a window */
+    uint32_t flags;
+};
+
+struct unit_meta {
+    uint32_t n_rows, head, part, share; /* n_rows 0: no unit follows */
+    ideft_cuda_row_t row[IDEFT_ROWS];
+};
+
+/* What is behind the tiles in shared memory. */
+struct control {
+    uint64_t full[MAX_STAGES], empty[MAX_STAGES], q_full[MAX_Q], q_empty[MAX_Q];
+    float2 state[2][64]; /* m, d of the warpgroups, to be joined */
+    unit_meta unit[MAX_Q];
+    tile_meta tile[MAX_STAGES];
+};
+
+struct ring {
+    uint32_t stage, parity;
+    __device__ void next(uint32_t n)
+    {
+        if (++stage == n) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/* r * row_inverse(G) >> 16 is r / G for the rows of a record. */
+__device__ __forceinline__ uint32_t row_inverse(uint32_t G)
+{
+    return 65536 / G + 1;
+}
+
+} // namespace
+
+#endif
