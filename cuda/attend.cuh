@@ -35,20 +35,22 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
     unsigned char *stages = shared, *q = stages + (size_t)a.stages * 2 * shape<D>::KV_BYTES;
     control &ctl = *(control *)(q + (size_t)a.q_buffers * shape<D>::Q_BYTES);
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x < CONSUMERS ? 0 : (threadIdx.x - CONSUMERS) / 32;
-    const bool does_q = !IDEFT_HOPPER || warp >= 2;
+    const bool does_q = !IDEFT_HOPPER || (warp >= 2 && warp < 2 + shape<D>::Q_LOADERS / 32);
     const uint32_t side = !IDEFT_HOPPER ? 2 : warp < 2 ? warp : 3;
     const uint32_t q_lane = IDEFT_HOPPER ? threadIdx.x - CONSUMERS - 64 : lane;
-    order o = {};
+    order<D> o = {};
     uint32_t n_units = 0;
     const ideft_cuda_copy_t *copies = NULL;
     if (threadIdx.x >= CONSUMERS) { /* what takes longest first */
         const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
-        fetch_order<true>(a, o, blockIdx.x, side < 3, does_q, q_lane, lane);
+        fetch_order<D, true>(a, o, blockIdx.x, side < 3, does_q, q_lane, lane);
         n_units = __ldg(&head->n_units);
         copies = (const ideft_cuda_copy_t *)(a.image + __ldg(&head->copies));
 #if IDEFT_HOPPER
         if (shape<D>::BOXES && side < 3 && lane < IDEFT_BOXES)
             asm volatile("prefetch.tensormap [%0];" ::"l"(&a.box[lane]) : "memory");
+        if (shape<D>::BOXES && does_q && lane < IDEFT_Q_BOXES)
+            asm volatile("prefetch.tensormap [%0];" ::"l"(&a.q_box[lane]) : "memory");
 #endif
     }
     if (threadIdx.x == 0) {
@@ -73,7 +75,8 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
         asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
 #endif
         wait_for_kernel_before();
-        produce<T, D>(a, ctl, stages, q, o, n_units, copies, side, does_q, q_lane);
+        if (side < 3 || does_q)
+            produce<T, D>(a, ctl, stages, q, o, n_units, copies, side, does_q, q_lane);
     } else {
 #if IDEFT_HOPPER
         asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");

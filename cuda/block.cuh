@@ -12,10 +12,9 @@
 namespace {
 
 /* Two warpgroups compute, the warps behind them bring what they need. On Hopper one streams K, one V,
- * two gather Q; elsewhere a single one does all of it. */
+ * one or two gather Q; elsewhere a single one does all of it. */
 constexpr int CONSUMERS = 256;
 constexpr int THREADS = IDEFT_HOPPER ? 384 : 288;
-constexpr int Q_LOADERS = IDEFT_HOPPER ? 64 : 32;
 constexpr int MAX_STAGES = 8, MAX_Q = 2;
 
 template <int D> struct shape {
@@ -30,7 +29,9 @@ template <int D> struct shape {
     /* Arrivals that complete a stage: an expectation each for K and V, or all lanes, once when they
      * have written and once when their copies have landed. */
     static constexpr int FULL_COUNT = BOXES ? 2 : IDEFT_HOPPER ? 128 : 64;
-    static constexpr int Q_COUNT = IDEFT_HOPPER ? Q_LOADERS : 64;
+    /* Who gathers Q: one warp, with the copy engine or for want of others; else two. */
+    static constexpr int Q_LOADERS = IDEFT_HOPPER && !BOXES ? 64 : 32;
+    static constexpr int Q_COUNT = BOXES ? 1 : IDEFT_HOPPER ? 64 : 64;
 };
 
 struct tile_meta {

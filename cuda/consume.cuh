@@ -255,16 +255,27 @@ template <typename T, int D, int N>
 __device__ __forceinline__ void store_rows(const ideft_cuda_attend_t &a, const unit_meta &unit, uint32_t first,
                                            const unsigned char *space, uint32_t from)
 {
-    const uint32_t inverse = row_inverse(a.G);
-#pragma unroll 2
-    for (uint32_t i = threadIdx.x % 32; i < 16 * N; i += 32) {
-        const uint32_t r = i / N, chunk = from + i % N, row = first + r, query = row * inverse >> 16;
-        if (query >= unit.n_rows)
-            break;
-        const uint32_t token = unit.row[query].token, h = (unit.head - query) * a.G + row;
-        T *to = token & IDEFT_DIRECT ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
-                                     : (T *)a.part_o + ((size_t)(unit.part + query) * a.H + h) * D;
-        *(uint4 *)(to + chunk * 8) = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
+    constexpr uint32_t STEP = 32 / N, BATCH = 4; /* rows at a time; as often under way together */
+    const uint32_t inverse = row_inverse(a.G), lane = threadIdx.x % 32, chunk = from + lane % N;
+#pragma unroll 1
+    for (uint32_t base = lane / N; base < 16; base += STEP * BATCH) {
+        uint4 x[BATCH], *to[BATCH];
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++) {
+            const uint32_t r = base + i * STEP, row = first + r, query = row * inverse >> 16;
+            to[i] = NULL;
+            if (lane < STEP * N && r < 16 && query < unit.n_rows) {
+                const uint32_t token = unit.row[query].token, h = (unit.head - query) * a.G + row;
+                const bool direct = (token & IDEFT_DIRECT) != 0;
+                const size_t at = ((size_t)(direct ? token & ~IDEFT_DIRECT : unit.part + query) * a.H + h) * D + chunk * 8;
+                to[i] = (uint4 *)((T *)(direct ? a.o : a.part_o) + at);
+                x[i] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++)
+            if (to[i] != NULL)
+                *to[i] = x[i];
     }
 }
 
@@ -288,7 +299,7 @@ __device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_atte
             scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
             d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
         }
-        scale = d == 0 ? 0.0f : scale / d;
+        scale = d == 0 ? 0.0f : __fdividef(scale, d);
         if (there && !direct && quad == 0 && half <= 0)
             a.part_lse[(size_t)(unit.part + query) * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
 #pragma unroll
@@ -502,6 +513,9 @@ __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &c
         if (unit.n_rows == 0)
             return;
         consume_unit<T, D, GENERAL>(a, ctl, stages, q + (size_t)buf * shape<D>::Q_BYTES, unit, at, wg);
+#if IDEFT_HOPPER
+        fence_async(); /* the copy engine is next to write where Q and outputs were */
+#endif
         __syncwarp();
         if (threadIdx.x % 32 == 0)
             barrier_arrive(&ctl.q_empty[buf]);

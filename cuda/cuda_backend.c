@@ -48,7 +48,12 @@ struct ideft_backend {
     const void *merge, *write;
     size_t shared_bytes;
     uint32_t stages, q_buffers;
-    ideft_cuda_map_t box[IDEFT_BOXES];
+    /* Where the copy engine serves: its maps, and the q that its are for. */
+    CUresult (*encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
+                       const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+    ideft_cuda_map_t box[IDEFT_BOXES], q_box[IDEFT_Q_BOXES];
+    const void *q;
     char name[64];
 };
 
@@ -152,32 +157,63 @@ static deft_status_t load_kernels(deft_ctx_t *ctx)
 
 /* ---- memory -------------------------------------------------------------------------------------- */
 
-static deft_status_t make_maps(deft_ctx_t *ctx)
+/* Tensor maps of one tensor [planes][panels][rows][64] of 16-bit elements for boxes of 1, 2, 4, ...
+ * rows (dimension `grows`), the others as in `box`. */
+typedef struct tensor {
+    const void *base;
+    cuuint64_t dims[4], strides[3]; /* strides in bytes, of all but the first */
+    cuuint32_t box[4];
+} tensor_t;
+
+static deft_status_t make_map(deft_ctx_t *ctx, const tensor_t *t, ideft_cuda_map_t *map)
+{
+    const cuuint32_t ones[4] = { 1, 1, 1, 1 };
+    const CUtensorMapDataType type =
+        ctx->geom.kv_type == DEFT_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    const CUresult error = ctx->backend->encode(
+        (CUtensorMap *)map, type, 4, (void *)(uintptr_t)t->base, t->dims, t->strides, t->box, ones,
+        CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (error != CUDA_SUCCESS)
+        return ideft_fail(ctx, DEFT_ERR_UNSUPPORTED, "cuTensorMapEncodeTiled: error %d", (int)error);
+    return DEFT_OK;
+}
+
+static deft_status_t make_arena_maps(deft_ctx_t *ctx)
 {
     ideft_backend_t *be = ctx->backend;
     const ideft_geom_t *g = &ctx->geom;
-    CUresult (*encode)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
-                       const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                       CUtensorMapL2promotion, CUtensorMapFloatOOBfill) = NULL;
     enum cudaDriverEntryPointQueryResult found;
-    IDEFT_CUDA(ctx, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&encode, 12000,
+    IDEFT_CUDA(ctx, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&be->encode, 12000,
                                                      cudaEnableDefault, &found));
     if (found != cudaDriverEntryPointSuccess)
         return ideft_fail(ctx, DEFT_ERR_UNSUPPORTED, "the driver has no cuTensorMapEncodeTiled");
-    const cuuint64_t dims[4] = { 64, ctx->pool_tokens, g->D / 64, 2 * (cuuint64_t)g->n_layers * g->Hkv };
-    const cuuint64_t strides[3] = { g->D * 2, 128, be->plane * 2 };
-    const cuuint32_t ones[4] = { 1, 1, 1, 1 };
-    const CUtensorMapDataType type =
-        g->kv_type == DEFT_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    tensor_t t = { be->arena, { 64, ctx->pool_tokens, g->D / 64, 2 * (cuuint64_t)g->n_layers * g->Hkv },
+                   { g->D * 2, 128, be->plane * 2 }, { 64, 1, 1, 1 } };
     for (uint32_t i = 0; i < IDEFT_BOXES; i++) {
-        const cuuint32_t box[4] = { 64, 1u << i, i == IDEFT_BOXES - 1 ? g->D / 64 : 1, 1 };
-        const CUresult error =
-            encode((CUtensorMap *)&be->box[i], type, 4, be->arena, dims, strides, box, ones,
-                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, (CUtensorMapL2promotion)(getenv("DEFT_PROMO") ? atoi(getenv("DEFT_PROMO")) : 0),
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-        if (error != CUDA_SUCCESS)
-            return ideft_fail(ctx, DEFT_ERR_UNSUPPORTED, "cuTensorMapEncodeTiled: error %d", (int)error);
+        t.box[1] = 1u << i;
+        t.box[2] = i == IDEFT_BOXES - 1 ? g->D / 64 : 1;
+        IDEFT_TRY(make_map(ctx, &t, &be->box[i]));
     }
+    return DEFT_OK;
+}
+
+/* q as [tokens][panels][heads][64]: a box is the heads of one KV head for some tokens. Engines pass
+ * the same q for every layer. */
+static deft_status_t make_q_maps(deft_ctx_t *ctx, const void *q)
+{
+    ideft_backend_t *be = ctx->backend;
+    const ideft_geom_t *g = &ctx->geom;
+    tensor_t t = { q, { 64, g->H, g->D / 64, IDEFT_MAX_TOKENS }, { g->D * 2, 128, (cuuint64_t)g->H * g->D * 2 },
+                   { 64, g->G, 1, 1 } };
+    if (be->encode == NULL || be->q == q)
+        return DEFT_OK;
+    be->q = NULL;
+    for (uint32_t i = 0; i < IDEFT_Q_BOXES && (g->G << i) <= IDEFT_ROWS; i++) {
+        t.box[3] = 1u << i;
+        IDEFT_TRY(make_map(ctx, &t, &be->q_box[i]));
+    }
+    be->q = q;
     return DEFT_OK;
 }
 
@@ -310,7 +346,7 @@ static deft_status_t create_on_device(deft_ctx_t *ctx, const deft_config_t *c)
     IDEFT_TRY(load_kernels(ctx));
     IDEFT_TRY(make_arena(ctx, c));
     if (be->kernel.threads == 384 && ctx->geom.D % 64 == 0)
-        IDEFT_TRY(make_maps(ctx));
+        IDEFT_TRY(make_arena_maps(ctx));
     be->record_bytes = ideft_image_record_bytes(&ctx->geom);
     IDEFT_TRY(copy_sinks(ctx));
     for (uint32_t i = 0; i < STAGINGS; i++)
@@ -461,8 +497,10 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
         .cap_in = g->softcap > 0 ? g->scale / g->softcap : 0, .cap_out = g->softcap * log2e };
     ideft_cuda_merge_t m = { .image = be->image, .o = o, .part_o = a.part_o, .part_lse = a.part_lse, .sinks = be->sinks,
                              .H = g->H, .D = g->D };
-    memcpy(a.box, be->box, sizeof(a.box));
     IDEFT_TRY(check_pointers(ctx, q, o));
+    IDEFT_TRY(make_q_maps(ctx, q));
+    memcpy(a.box, be->box, sizeof(a.box));
+    memcpy(a.q_box, be->q_box, sizeof(a.q_box));
     IDEFT_CUDA(ctx, cudaStreamIsCapturing(be->stream, &capturing));
     be->frozen |= capturing != cudaStreamCaptureStatusNone;
     IDEFT_TRY(launch(ctx, be->kernel.function, (uint32_t)be->n_sm, be->kernel.threads, be->shared_bytes, &a));

@@ -85,12 +85,13 @@ typedef struct IDEFT_ALIGNAS(64) ideft_cuda_map {
     uint64_t opaque[16];
 } ideft_cuda_map_t;
 
+#define IDEFT_Q_BOXES 8 /* boxes of 1, 2, 4, ..., 128 query rows of a KV head in q */
 #define IDEFT_BOXES 7 /* boxes of 1, 2, 4, ..., 32 tokens of a panel, and a tile of all panels */
 
 /* Arguments of the attention kernel; the maps first, because of their alignment. They are used on
  * Hopper for D that is a multiple of 64. */
 typedef struct ideft_cuda_attend {
-    ideft_cuda_map_t box[IDEFT_BOXES];
+    ideft_cuda_map_t box[IDEFT_BOXES], q_box[IDEFT_Q_BOXES];
     const unsigned char *image, *records;
     const void *arena; /* [n_layers][K, V][Hkv][n_slots][D] */
     const void *q;     /* [n_rows][H][D] in the caller's order */

@@ -24,34 +24,24 @@ __device__ __forceinline__ ideft_cuda_copy_t fetch_copy(const ideft_cuda_copy_t 
 
 /* ---- K and V -------------------------------------------------------------------------------------- */
 
-/* Who sees a copy's column i. */
-__device__ __forceinline__ uint16_t column_seen(uint32_t lo, uint32_t hi, uint32_t edge, uint32_t i)
-{
-    const uint32_t first = lo + (i > edge ? i - edge : 0);
-    return (uint16_t)(first | (first < hi ? hi - first : 0) << 8);
-}
-
+/* Who sees each column of a tile. A lane has columns lane and lane + 32, and asks the lane that has
+ * their copy. */
 __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_t &c, uint32_t count, uint32_t used,
                                          uint32_t lane)
 {
+    const uint32_t bit = lane < count ? 1u << c.at % 32 : 0; /* where copies begin */
+    const uint32_t low = __reduce_or_sync(~0u, c.at < 32 ? bit : 0), high = __reduce_or_sync(~0u, c.at < 32 ? 0 : bit);
+    const uint32_t before = low & (2u << lane) - 1, rows = c.lo | (uint32_t)c.hi << 8 | (uint32_t)c.edge << 16;
     uint16_t *seen = (uint16_t *)meta.seen;
-    if (count == 1) {
-        const uint32_t n = __shfl_sync(~0u, c.n, 0), lo = __shfl_sync(~0u, c.lo, 0), hi = __shfl_sync(~0u, c.hi, 0);
-        const uint32_t edge = __shfl_sync(~0u, c.edge, 0), pos = __shfl_sync(~0u, c.pos, 0);
-        for (uint32_t i = lane; i < n; i += 32) {
-            seen[i] = column_seen(lo, hi, edge, i);
-            meta.pos[i] = pos + i;
-        }
-    } else if (lane < count) {
-#pragma unroll 1
-        for (uint32_t i = 0; i < c.n; i++) {
-            seen[c.at + i] = column_seen(c.lo, c.hi, c.edge, i);
-            meta.pos[c.at + i] = c.pos + i;
-        }
-    }
-    for (uint32_t i = used + lane; i < IDEFT_TILE; i += 32) {
-        seen[i] = 0;
-        meta.pos[i] = 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const uint32_t col = lane + half * 32;
+        const uint32_t from = (half == 0 ? __popc(before) : __popc(low) + __popc(high & (2u << lane) - 1)) - 1;
+        const uint32_t r = __shfl_sync(~0u, rows, from), at = __shfl_sync(~0u, c.at, from);
+        const uint32_t pos = __shfl_sync(~0u, c.pos, from), hi = r >> 8 & 255, edge = r >> 16, i = col - at;
+        const uint32_t first = (r & 255) + (i > edge ? i - edge : 0);
+        seen[col] = (uint16_t)(col < used && first < hi ? first | (hi - first) << 8 : 0);
+        meta.pos[col] = pos + i;
     }
 }
 
@@ -126,26 +116,11 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
 
 /* ---- Q ---------------------------------------------------------------------------------------------- */
 
-/* Those who gather Q wait for each other. */
-__device__ __forceinline__ void loaders_meet()
+/* What the consumers need to know of a unit. rows: the record's rows lane, lane + loaders, ... */
+template <int LOADERS>
+__device__ __forceinline__ void put_unit(unit_meta &unit, const uint4 h, const uint2 (&rows)[IDEFT_ROWS / LOADERS],
+                                         uint32_t head, uint32_t lane)
 {
-    if (IDEFT_HOPPER)
-        asm volatile("bar.sync 2, 64;" ::: "memory");
-    else
-        __syncwarp();
-}
-
-constexpr int ROWS_A_LOADER = IDEFT_ROWS / Q_LOADERS;
-
-/* Rows of Q of a unit, and what the consumers need to know of it. `lane` counts the loaders: each has
- * one chunk of 16 bytes in every so many matrix rows. rows: the record's rows lane, lane + loaders... */
-template <typename T, int D>
-__device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uint4 h, const uint2 (&rows)[ROWS_A_LOADER],
-                                         control &ctl, unsigned char *q, uint32_t buf, uint32_t head, uint32_t lane)
-{
-    constexpr uint32_t STRIDE = Q_LOADERS / shape<D>::CHUNKS, BATCH = 4;
-    const uint32_t inverse = row_inverse(a.G), n = h.y * a.G;
-    unit_meta &unit = ctl.unit[buf];
     if (lane == 0) {
         unit.n_rows = h.y;
         unit.head = head;
@@ -153,25 +128,83 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uin
         unit.share = h.w;
     }
 #pragma unroll
-    for (int i = 0; i < ROWS_A_LOADER; i++)
-        *(uint2 *)&unit.row[lane + i * Q_LOADERS] = rows[i];
-    loaders_meet(); /* publishes unit.row */
-    if (lane < STRIDE * shape<D>::CHUNKS) {
-        const uint32_t chunk = lane % shape<D>::CHUNKS;
-        const T *from = (const T *)a.q + (size_t)head * a.G * D + chunk * 8;
-        for (uint32_t r = lane / shape<D>::CHUNKS; r < n; r += BATCH * STRIDE) {
-            const T *at[BATCH];
+    for (int i = 0; i < IDEFT_ROWS / LOADERS; i++)
+        *(uint2 *)&unit.row[lane + i * LOADERS] = rows[i];
+    if (LOADERS == 64)
+        asm volatile("bar.sync 2, 64;" ::: "memory");
+    else
+        __syncwarp();
+}
+
+#if IDEFT_HOPPER
+/* n query rows, from the record's row `at` on, which follow each other in q: one box for each power
+ * of two. */
+template <int D>
+__device__ __forceinline__ void copy_queries(const ideft_cuda_attend_t &a, uint32_t to, uint32_t at, uint32_t n,
+                                             uint32_t token, uint32_t head, uint64_t *full)
+{
+#pragma unroll 1
+    while (n > 0) {
+        const uint32_t b = 31 - __clz(n);
 #pragma unroll
-            for (uint32_t i = 0; i < BATCH; i++) {
-                const uint32_t row = r + i * STRIDE, query = (row < n ? row : r) * inverse >> 16;
-                const uint32_t token = unit.row[query].token & ~IDEFT_DIRECT;
-                at[i] = from + ((size_t)token * a.H + row - query * a.G) * D;
-            }
+        for (int p = 0; p < D / 64; p++)
+            copy_box(to + (p * IDEFT_ROWS + at * a.G) * 128, &a.q_box[b], head * a.G, p, token, full);
+        at += 1u << b;
+        token += 1u << b;
+        n -= 1u << b;
+    }
+}
+#endif
+
+/* Rows of Q of a unit, through the copy engine: all at once where they follow each other, as they do
+ * in a step over everything, else one query row after the other. */
+template <typename T, int D>
+__device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uint4 h, const uint2 (&rows)[4],
+                                         control &ctl, unsigned char *q, uint32_t buf, uint32_t head, uint32_t lane)
+{
+#if IDEFT_HOPPER
+    unit_meta &unit = ctl.unit[buf];
+    put_unit<32>(unit, h, rows, head, lane);
+    const uint32_t token = __shfl_sync(~0u, rows[0].x, 0) & ~IDEFT_DIRECT;
+    bool follow = true;
 #pragma unroll
-            for (uint32_t i = 0; i < BATCH; i++)
-                if (r + i * STRIDE < n)
-                    copy_16(smem_of(q) + tile_chunk<D>(IDEFT_ROWS, r + i * STRIDE, chunk), at[i]);
+    for (int i = 0; i < 4; i++)
+        follow &= lane + i * 32 >= h.y || (rows[i].x & ~IDEFT_DIRECT) == token + lane + i * 32;
+    follow = __all_sync(~0u, follow);
+    if (lane == 0) /* publishes the unit */
+        barrier_expect(&ctl.q_full[buf], h.y * a.G * D * 2);
+    __syncwarp();
+    if (!follow)
+        for (uint32_t i = lane; i < h.y; i += 32)
+            copy_queries<D>(a, smem_of(q), i, 1, unit.row[i].token & ~IDEFT_DIRECT, head, &ctl.q_full[buf]);
+    else if (lane == 0)
+        copy_queries<D>(a, smem_of(q), 0, h.y, token, head, &ctl.q_full[buf]);
+#endif
+}
+
+/* The same where there is no copy engine, or it cannot: each loader has one chunk of 16 bytes in every
+ * so many matrix rows. */
+template <typename T, int D, int LOADERS>
+__device__ __forceinline__ void put_rows_16(const ideft_cuda_attend_t &a, const uint4 h,
+                                            const uint2 (&rows)[IDEFT_ROWS / LOADERS], control &ctl, unsigned char *q,
+                                            uint32_t buf, uint32_t head, uint32_t lane)
+{
+    constexpr uint32_t STRIDE = LOADERS / shape<D>::CHUNKS, BATCH = 4;
+    const uint32_t inverse = row_inverse(a.G), n = h.y * a.G, chunk = lane % shape<D>::CHUNKS;
+    const T *from = (const T *)a.q + (size_t)head * a.G * D + chunk * 8;
+    unit_meta &unit = ctl.unit[buf];
+    put_unit<LOADERS>(unit, h, rows, head, lane);
+    for (uint32_t r = lane / shape<D>::CHUNKS; r < n && lane < STRIDE * shape<D>::CHUNKS; r += BATCH * STRIDE) {
+        const T *at[BATCH];
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++) {
+            const uint32_t row = r + i * STRIDE < n ? r + i * STRIDE : r, query = row * inverse >> 16;
+            at[i] = from + ((size_t)(unit.row[query].token & ~IDEFT_DIRECT) * a.H + row - query * a.G) * D;
         }
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++)
+            if (r + i * STRIDE < n)
+                copy_16(smem_of(q) + tile_chunk<D>(IDEFT_ROWS, r + i * STRIDE, chunk), at[i]);
     }
 #if IDEFT_HOPPER
     copies_wait();
@@ -182,28 +215,29 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uin
     barrier_arrive(&ctl.q_full[buf]); /* publishes rows and unit */
 }
 
-__device__ __forceinline__ void put_stop(control &ctl, uint32_t buf, uint32_t lane)
+template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t buf, uint32_t lane)
 {
     if (lane == 0)
         ctl.unit[buf].n_rows = 0;
 #if !IDEFT_HOPPER
     barrier_arrive_after_copies(&ctl.q_full[buf]);
 #endif
-    barrier_arrive(&ctl.q_full[buf]);
+    if (shape<D>::Q_COUNT > 1 || lane == 0)
+        barrier_arrive(&ctl.q_full[buf]);
 }
 
 /* ---- the warps --------------------------------------------------------------------------------------- */
 
 /* What a producer knows of a unit. The first is asked for before it is known to exist, at the very
  * beginning: the image is never shorter. */
-struct order {
-    uint4 h;                   /* the record's head */
-    ideft_cuda_copy_t c;       /* of the first tile, a lane each */
-    uint2 rows[ROWS_A_LOADER]; /* query rows */
+template <int D> struct order {
+    uint4 h;             /* the record's head */
+    ideft_cuda_copy_t c; /* of the first tile, a lane each */
+    uint2 rows[IDEFT_ROWS / shape<D>::Q_LOADERS]; /* query rows */
 };
 
-template <bool FIRST>
-__device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order &o, uint32_t unit, bool kv, bool q,
+template <int D, bool FIRST>
+__device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order<D> &o, uint32_t unit, bool kv, bool q,
                                             uint32_t q_lane, uint32_t lane)
 {
     const unsigned char *rec = (const unsigned char *)record_of(a, unit);
@@ -211,8 +245,8 @@ __device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order 
     if (FIRST && kv)
         o.c = fetch_copy((const ideft_cuda_copy_t *)(rec + a.record_bytes) - IDEFT_INLINE, lane % IDEFT_INLINE);
 #pragma unroll
-    for (int i = 0; i < ROWS_A_LOADER && q; i++) {
-        const uint32_t r = q_lane + i * Q_LOADERS, most = IDEFT_ROWS / a.G - 1;
+    for (int i = 0; i < IDEFT_ROWS / shape<D>::Q_LOADERS && q; i++) {
+        const uint32_t r = q_lane + i * shape<D>::Q_LOADERS, most = IDEFT_ROWS / a.G - 1;
         o.rows[i] = __ldg((const uint2 *)(rec + sizeof(ideft_cuda_record_t)) + (r < most ? r : most));
     }
 }
@@ -220,7 +254,7 @@ __device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order 
 /* A producing warp's life. side: what of K and V it brings, 3: nothing. */
 template <typename T, int D>
 __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q,
-                                        order &o, uint32_t n_units, const ideft_cuda_copy_t *copies, uint32_t side,
+                                        order<D> &o, uint32_t n_units, const ideft_cuda_copy_t *copies, uint32_t side,
                                         bool does_q, uint32_t q_lane)
 {
     const uint32_t lane = threadIdx.x % 32;
@@ -229,11 +263,18 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
     for (uint32_t unit = blockIdx.x; unit < n_units; unit += gridDim.x, k++) {
         const uint32_t kv_head = unit % a.Hkv, buf = k % a.q_buffers;
         if (k > 0)
-            fetch_order<false>(a, o, unit, side < 3, does_q, q_lane, lane);
+            fetch_order<D, false>(a, o, unit, side < 3, does_q, q_lane, lane);
         if (does_q) {
             barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
-            put_rows<T, D>(a, o.h, o.rows, ctl, q + (size_t)buf * shape<D>::Q_BYTES, buf, kv_head, q_lane);
+            unsigned char *to = q + (size_t)buf * shape<D>::Q_BYTES;
+            if constexpr (shape<D>::BOXES)
+                put_rows<T, D>(a, o.h, o.rows, ctl, to, buf, kv_head, q_lane);
+            else
+                put_rows_16<T, D, shape<D>::Q_LOADERS>(a, o.h, o.rows, ctl, to, buf, kv_head, q_lane);
         }
+        /* Q first: behind six stages of K and V it would come late */
+        if (shape<D>::BOXES && k == 0)
+            asm volatile("bar.sync 4, 96;" ::: "memory");
         if (side == 3)
             continue;
         uint32_t next = o.h.x;
@@ -252,7 +293,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
     if (does_q) {
         const uint32_t buf = k % a.q_buffers;
         barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
-        put_stop(ctl, buf, q_lane);
+        put_stop<D>(ctl, buf, q_lane);
     }
     if (!shape<D>::BOXES)
         copies_wait();
