@@ -68,6 +68,14 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
 #endif
 }
 
+__device__ __forceinline__ bool barrier_test(const uint64_t *b, uint32_t parity)
+{
+    uint32_t done;
+    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(smem_of(b)), "r"(parity) : "memory");
+    return done != 0;
+}
+
 /* ---- copies into shared memory ---- */
 
 __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
@@ -96,6 +104,23 @@ __device__ __forceinline__ void fence_async()
 __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
+}
+
+/* What is read with it leaves the L2 first. */
+__device__ __forceinline__ uint64_t evict_first()
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void stream_box(uint32_t to, const ideft_cuda_map_t *map, uint32_t slot, uint32_t panel,
+                                           uint32_t plane, uint64_t *b, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+                 " [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(to),
+                 "l"(map), "r"(0), "r"(slot), "r"(panel), "r"(plane), "r"(smem_of(b)), "l"(policy)
+                 : "memory");
 }
 
 /* A box of the arena as [plane][panel][slot][64 columns]. */

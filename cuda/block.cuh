@@ -48,7 +48,10 @@ struct unit_meta {
 /* What is behind the tiles in shared memory. */
 struct control {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES], q_full[MAX_Q], q_empty[MAX_Q];
-    float2 state[2][64]; /* m, d of the warpgroups, to be joined */
+    union {
+        float2 state[2][64];     /* m, d of the warpgroups, to be joined */
+        uint4 *place[IDEFT_ROWS]; /* then where matrix rows are written to, NULL: nowhere */
+    };
     unit_meta unit[MAX_Q];
     tile_meta tile[MAX_STAGES];
 };
@@ -63,12 +66,6 @@ struct ring {
         }
     }
 };
-
-/* r * row_inverse(G) >> 16 is r / G for the rows of a record. */
-__device__ __forceinline__ uint32_t row_inverse(uint32_t G)
-{
-    return 65536 / G + 1;
-}
 
 } // namespace
 

@@ -251,47 +251,33 @@ template <int D> __device__ __forceinline__ void join(state<D> &st, control &ctl
 }
 
 /* N chunks, from chunk `from` on, of the warp's 16 rows to where they belong. */
-template <typename T, int D, int N>
-__device__ __forceinline__ void store_rows(const ideft_cuda_attend_t &a, const unit_meta &unit, uint32_t first,
-                                           const unsigned char *space, uint32_t from)
+template <int D, int N>
+__device__ __forceinline__ void store_rows(uint4 *const *place, const unsigned char *space, uint32_t from)
 {
-    constexpr uint32_t STEP = 32 / N, BATCH = 4; /* rows at a time; as often under way together */
-    const uint32_t inverse = row_inverse(a.G), lane = threadIdx.x % 32, chunk = from + lane % N;
-#pragma unroll 1
-    for (uint32_t base = lane / N; base < 16; base += STEP * BATCH) {
-        uint4 x[BATCH], *to[BATCH];
-#pragma unroll
-        for (uint32_t i = 0; i < BATCH; i++) {
-            const uint32_t r = base + i * STEP, row = first + r, query = row * inverse >> 16;
-            to[i] = NULL;
-            if (lane < STEP * N && r < 16 && query < unit.n_rows) {
-                const uint32_t token = unit.row[query].token, h = (unit.head - query) * a.G + row;
-                const bool direct = (token & IDEFT_DIRECT) != 0;
-                const size_t at = ((size_t)(direct ? token & ~IDEFT_DIRECT : unit.part + query) * a.H + h) * D + chunk * 8;
-                to[i] = (uint4 *)((T *)(direct ? a.o : a.part_o) + at);
-                x[i] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
-            }
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < BATCH; i++)
-            if (to[i] != NULL)
-                *to[i] = x[i];
-    }
+    constexpr uint32_t STEP = 32 / N; /* rows at a time */
+    const uint32_t lane = threadIdx.x % 32, chunk = from + lane % N;
+#pragma unroll 4
+    for (uint32_t r = lane / N; r < 16; r += STEP)
+        if ((STEP * N == 32 || lane < STEP * N) && place[r] != NULL)
+            place[r][chunk] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
 }
 
 /* The states of the warp's 16 rows go to the output, or as partials to where they are joined: both are
  * normalised and rounded, a partial has the log2 of its denominator beside it. Through shared memory,
  * so that whole rows are written. `half`: -1 for all columns, or the half that this warpgroup has. */
 template <typename T, int D>
-__device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_attend_t &a, const unit_meta &unit,
-                                       uint32_t first, unsigned char *space, int half)
+__device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_attend_t &a, control &ctl,
+                                       const unit_meta &unit, uint32_t first, unsigned char *space, int half)
 {
     constexpr uint32_t CHUNKS = D / 8;
-    const uint32_t lane = threadIdx.x % 32, quad = lane % 4, inverse = row_inverse(a.G);
+    const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
+    uint4 **place = &ctl.place[warp * 16];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const uint32_t row = first + lane / 4 + 8 * r, query = row * inverse >> 16, h = (unit.head - query) * a.G + row;
-        const bool there = query < unit.n_rows, direct = there && (unit.row[query].token & IDEFT_DIRECT) != 0;
+        const uint32_t row = first + lane / 4 + 8 * r, query = row * a.inverse >> 16, h = (unit.head - query) * a.G + row;
+        const bool there = query < unit.n_rows;
+        const uint32_t token = there ? unit.row[query].token : 0, part = unit.part + query;
+        const bool direct = (token & IDEFT_DIRECT) != 0;
         const float m = st.m[r];
         float d = st.d[r], scale = 1;
         if (direct && a.sinks != NULL) {
@@ -300,19 +286,24 @@ __device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_atte
             d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
         }
         scale = d == 0 ? 0.0f : __fdividef(scale, d);
-        if (there && !direct && quad == 0 && half <= 0)
-            a.part_lse[(size_t)(unit.part + query) * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
+        if (quad == 0) {
+            T *to = direct ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
+                           : (T *)a.part_o + ((size_t)part * a.H + h) * D;
+            place[lane / 4 + 8 * r] = there ? (uint4 *)to : NULL;
+            if (there && !direct && half <= 0)
+                a.part_lse[(size_t)part * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
+        }
 #pragma unroll
         for (int j = 0; j < CHUNKS; j++)
             if (half < 0 || (j >= CHUNKS / 2) == half)
                 *(uint32_t *)(space + tile_chunk<D>(16, lane / 4 + 8 * r, j) + quad * 4) =
                     pack<T>(st.o[j * 4 + r * 2] * scale, st.o[j * 4 + r * 2 + 1] * scale);
     }
-    __syncwarp(); /* publishes the rows */
+    __syncwarp(); /* publishes rows and places */
     if (half < 0)
-        store_rows<T, D, CHUNKS>(a, unit, first, space, 0);
+        store_rows<D, CHUNKS>(place, space, 0);
     else
-        store_rows<T, D, CHUNKS / 2>(a, unit, first, space, half * (CHUNKS / 2));
+        store_rows<D, CHUNKS / 2>(place, space, half * (CHUNKS / 2));
 }
 
 /* A tile that a warpgroup has got from the ring. */
@@ -327,19 +318,31 @@ __device__ __forceinline__ void release(control &ctl, uint32_t stage)
         barrier_arrive(&ctl.empty[stage]);
 }
 
+/* The flags of the tile that is next in the ring, with PEEKED if it is there already: asked for while
+ * there is something else to wait for. */
+constexpr uint32_t PEEKED = 0x80000000u;
+
+__device__ __forceinline__ uint32_t peek(const control &ctl, const ring &at)
+{
+    const uint32_t there = barrier_test(&ctl.full[at.stage], at.parity) ? PEEKED : 0;
+    return __shfl_sync(~0u, ctl.tile[at.stage].flags | there, 0);
+}
+
 /* The next tile that is there; those of the other warpgroup alone go back at once, unless it is the
  * unit's last. */
 template <int D>
-__device__ __forceinline__ tile_ref next_tile(const ideft_cuda_attend_t &a, control &ctl, ring &at, uint32_t wg)
+__device__ __forceinline__ tile_ref next_tile(const ideft_cuda_attend_t &a, control &ctl, ring &at, uint32_t wg,
+                                              uint32_t peeked = 0)
 {
-    for (;;) {
-        barrier_wait(&ctl.full[at.stage], at.parity);
+    for (;; peeked = 0) {
+        if (!(peeked & PEEKED))
+            barrier_wait(&ctl.full[at.stage], at.parity);
 #if IDEFT_HOPPER
         if constexpr (!shape<D>::BOXES)
             fence_async();
 #endif
         /* through a shuffle, so that the compiler sees that a warp agrees */
-        const tile_ref t = { at.stage, __shfl_sync(~0u, ctl.tile[at.stage].flags, 0) };
+        const tile_ref t = { at.stage, peeked & PEEKED ? peeked : __shfl_sync(~0u, ctl.tile[at.stage].flags, 0) };
         at.next(a.stages);
         if (t.flags & (IDEFT_MINE << wg | IDEFT_LAST))
             return t;
@@ -390,6 +393,7 @@ __device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<
     for (bool first = true;; first = false) {
         scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
         add_values<T, D>(st.o, p, w.v(t.stage));
+        const uint32_t peeked = peek(w.ctl, at);
         products_wait<1>();
         settle(s);
         if (first && w.apart && w.wg == 0)
@@ -405,7 +409,7 @@ __device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<
         t = next;
         if (t.flags & IDEFT_FINAL << w.wg)
             break;
-        next = next_tile<D>(w.a, w.ctl, at, w.wg);
+        next = next_tile<D>(w.a, w.ctl, at, w.wg, peeked);
     }
     add_values<T, D>(st.o, p, w.v(t.stage));
     products_wait<0>();
@@ -470,7 +474,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     state<D> st;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        w.rows.query[r] = (first + lane / 4 + 8 * r) * row_inverse(a.G) >> 16;
+        w.rows.query[r] = (first + lane / 4 + 8 * r) * a.inverse >> 16;
         w.rows.pos[r] = unit.row[w.rows.query[r] < unit.n_rows ? w.rows.query[r] : 0].pos;
         st.m[r] = -INFINITY;
         st.d[r] = 0;
@@ -489,7 +493,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     if (tokens)
         join<D>(st, ctl, (float *)q_tile, wg);
     consumers_meet(); /* nobody reads Q or what was joined any more: its place is free */
-    finish<T, D>(st, a, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), tokens ? (int)wg : -1);
+    finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), tokens ? (int)wg : -1);
 }
 
 template <typename T, int D, bool GENERAL>

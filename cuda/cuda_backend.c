@@ -41,7 +41,9 @@ struct ideft_backend {
     unsigned char *part;
     size_t max_parts; /* (row, group) pairs, all heads */
     float *sinks;
-    bool frozen;
+    bool frozen;     /* buffers stay where they are: a captured graph uses them */
+    bool any_plan;   /* captured graphs join partials whether the plan they are captured with has some or not */
+    size_t graph_parts; /* partials that captured graphs can take: 0 where they do not join */
     staging_t staging[STAGINGS];
     uint32_t next_staging;
     ideft_cuda_kernel_t kernel;
@@ -266,13 +268,14 @@ static deft_status_t reserve(deft_ctx_t *ctx, size_t rows, size_t bytes, size_t 
     const ideft_geom_t *g = &ctx->geom;
     /* a block looks at its first record, and a warp at 32 copies, before it knows how many there are */
     bytes += ((size_t)be->n_sm / g->Hkv + 2) * be->record_bytes + 1024;
-    if (rows <= be->max_rows && bytes <= be->image_bytes && parts <= be->max_parts)
+    const size_t parts_now = be->frozen ? be->graph_parts : be->max_parts;
+    if (rows <= be->max_rows && bytes <= be->image_bytes && parts <= parts_now)
         return DEFT_OK;
     if (be->frozen)
         return ideft_fail(ctx, DEFT_ERR_LIMIT,
                           "the plan needs %zu rows, %zu KiB and %zu partials; captured graphs are bound to %zu, %zu and "
                           "%zu: deft_cuda_reserve() more and capture again", rows, bytes >> 10, parts, be->max_rows,
-                          be->image_bytes >> 10, be->max_parts);
+                          be->image_bytes >> 10, parts_now);
     if (rows > be->max_rows || bytes > be->image_bytes) {
         size_t want = be->image_bytes + be->image_bytes / 2;
         want = want > bytes ? want : bytes;
@@ -492,6 +495,7 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
         .q = q, .o = o, .part_o = be->part,
         .part_lse = (float *)(be->part + be->max_parts * g->H * g->D * g->elem), .sinks = be->sinks,
         .plane = be->plane, .record_bytes = (uint32_t)be->record_bytes, .H = g->H, .Hkv = g->Hkv, .G = g->G,
+        .inverse = 65536 / g->G + 1, .stream_kv = getenv("DEFT_STREAM") != NULL,
         .first_plane = first_plane(ctx, layer), .window = g->windows[layer], .stages = be->stages,
         .q_buffers = be->q_buffers, .scale_log2 = g->softcap > 0 ? 1.0f : g->scale * log2e,
         .cap_in = g->softcap > 0 ? g->scale / g->softcap : 0, .cap_out = g->softcap * log2e };
@@ -502,10 +506,14 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
     memcpy(a.box, be->box, sizeof(a.box));
     memcpy(a.q_box, be->q_box, sizeof(a.q_box));
     IDEFT_CUDA(ctx, cudaStreamIsCapturing(be->stream, &capturing));
-    be->frozen |= capturing != cudaStreamCaptureStatusNone;
+    if (capturing != cudaStreamCaptureStatusNone) {
+        const bool joins = be->any_plan || ctx->plan.n_part > 0;
+        be->graph_parts = !joins ? 0 : be->frozen ? be->graph_parts : be->max_parts;
+        be->frozen = true;
+    }
     IDEFT_TRY(launch(ctx, be->kernel.function, (uint32_t)be->n_sm, be->kernel.threads, be->shared_bytes, &a));
-    /* a later plan of a captured graph may have partials where this one has none */
-    if (ctx->plan.n_part > 0 || capturing != cudaStreamCaptureStatusNone)
+    /* a later plan of a captured graph may have partials where this one has none: if it was announced */
+    if (ctx->plan.n_part > 0 || (be->any_plan && capturing != cudaStreamCaptureStatusNone))
         return launch(ctx, be->merge, (uint32_t)be->n_sm, 512, 0, &m);
     return DEFT_OK;
 }
@@ -550,6 +558,9 @@ static deft_status_t cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes)
     int saved;
     IDEFT_TRY(enter(ctx, &saved));
     be->frozen = false;
+    be->any_plan = rows > 0;
+    if (rows == 0)
+        return leave(ctx, saved, DEFT_OK);
     return leave(ctx, saved, reserve(ctx, rows, bytes, items * (IDEFT_ROWS / g->G)));
 }
 

@@ -102,9 +102,11 @@ typedef struct ideft_cuda_attend {
     size_t plane;       /* elements of a head's plane */
     uint32_t record_bytes;
     uint32_t H, Hkv, G;
+    uint32_t inverse; /* r * inverse >> 16 is r / G for the rows of a record */
     uint32_t first_plane; /* of the layer's K, in heads */
     uint32_t window;
     uint32_t stages, q_buffers;
+    uint32_t stream_kv; /* K and V leave the L2 first */
     float scale_log2; /* scale * log2(e), or 1 with a soft cap */
     float cap_in, cap_out; /* soft cap: s -> cap_out * tanh(cap_in * s); cap_out 0: none */
 } ideft_cuda_attend_t;

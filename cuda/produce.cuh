@@ -13,10 +13,15 @@ __device__ __forceinline__ const ideft_cuda_record_t *record_of(const ideft_cuda
     return (const ideft_cuda_record_t *)(a.records + (size_t)(unit / a.Hkv) * a.record_bytes);
 }
 
-/* The copies of a tile, a lane each; what is behind them is not used. */
-__device__ __forceinline__ ideft_cuda_copy_t fetch_copy(const ideft_cuda_copy_t *copies, uint32_t i)
+/* The copies of a tile, a lane each; what is behind them is not used. As they come: taking them apart
+ * waits for the load. */
+__device__ __forceinline__ uint4 fetch_copy(const ideft_cuda_copy_t *copies, uint32_t i)
 {
-    const uint4 w = __ldg((const uint4 *)(copies + i));
+    return __ldg((const uint4 *)(copies + i));
+}
+
+__device__ __forceinline__ ideft_cuda_copy_t copy_of(const uint4 w)
+{
     ideft_cuda_copy_t c;
     memcpy(&c, &w, sizeof(c));
     return c;
@@ -52,7 +57,10 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
                                          uint32_t plane, uint64_t *full)
 {
     if (c.n == IDEFT_TILE) {
-        copy_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full);
+        if (a.stream_kv)
+            stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, evict_first());
+        else
+            copy_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full);
         return;
     }
 #pragma unroll 1
@@ -60,7 +68,10 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
         const uint32_t b = 31 - __clz(c.n - done);
 #pragma unroll
         for (int p = 0; p < D / 64; p++)
-            copy_box(to + (p * IDEFT_TILE + c.at + done) * 128, &a.box[b], c.slot + done, p, plane, full);
+            if (a.stream_kv)
+                stream_box(to + (p * IDEFT_TILE + c.at + done) * 128, &a.box[b], c.slot + done, p, plane, full, evict_first());
+            else
+                copy_box(to + (p * IDEFT_TILE + c.at + done) * 128, &a.box[b], c.slot + done, p, plane, full);
         done += 1u << b;
     }
 }
@@ -190,7 +201,7 @@ __device__ __forceinline__ void put_rows_16(const ideft_cuda_attend_t &a, const 
                                             uint32_t buf, uint32_t head, uint32_t lane)
 {
     constexpr uint32_t STRIDE = LOADERS / shape<D>::CHUNKS, BATCH = 4;
-    const uint32_t inverse = row_inverse(a.G), n = h.y * a.G, chunk = lane % shape<D>::CHUNKS;
+    const uint32_t inverse = a.inverse, n = h.y * a.G, chunk = lane % shape<D>::CHUNKS;
     const T *from = (const T *)a.q + (size_t)head * a.G * D + chunk * 8;
     unit_meta &unit = ctl.unit[buf];
     put_unit<LOADERS>(unit, h, rows, head, lane);
@@ -232,7 +243,7 @@ template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t
  * beginning: the image is never shorter. */
 template <int D> struct order {
     uint4 h;             /* the record's head */
-    ideft_cuda_copy_t c; /* of the first tile, a lane each */
+    uint4 c;             /* copies of the first tile, a lane each */
     uint2 rows[IDEFT_ROWS / shape<D>::Q_LOADERS]; /* query rows */
 };
 
@@ -278,15 +289,15 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
         if (side == 3)
             continue;
         uint32_t next = o.h.x;
-        if (k > 0 || __shfl_sync(~0u, o.c.count, 0) > IDEFT_INLINE)
+        if (k > 0 || __shfl_sync(~0u, copy_of(o.c).count, 0) > IDEFT_INLINE)
             o.c = fetch_copy(copies, next + lane);
         for (bool last = false; !last; at.next(a.stages)) {
-            const ideft_cuda_copy_t now = o.c;
+            const ideft_cuda_copy_t now = copy_of(o.c);
             last = (__shfl_sync(~0u, now.flags, 0) & IDEFT_LAST) != 0;
             next += __shfl_sync(~0u, now.count, 0);
-            if (!last)
-                o.c = fetch_copy(copies, next + lane);
             barrier_wait(&ctl.empty[at.stage], at.parity);
+            if (!last) /* arrives while this tile is brought, or while a stage is waited for */
+                o.c = fetch_copy(copies, next + lane);
             put_tile<T, D>(a, ctl, stages, now, at.stage, a.first_plane + kv_head, side, lane);
         }
     }

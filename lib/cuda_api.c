@@ -35,7 +35,7 @@ deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st *stream)
 deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes)
 {
     IDEFT_TRY(check_closed(ctx));
-    if (rows == 0 || nodes == 0 || rows > IDEFT_MAX_TOKENS || nodes > IDEFT_MAX_NODES)
+    if ((rows == 0) != (nodes == 0) || rows > IDEFT_MAX_TOKENS || nodes > IDEFT_MAX_NODES)
         return ideft_fail(ctx, DEFT_ERR_INVAL, "%zu rows, %zu nodes", rows, nodes);
     return ctx->ops->reserve(ctx, rows, nodes);
 }

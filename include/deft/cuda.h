@@ -16,7 +16,8 @@
  *
  *  Tree, rows and groups may change between replays. What a graph is bound to are the buffers of
  *  plans and partials; from the first capture on they do not move, and deft_step_begin() returns
- *  DEFT_ERR_LIMIT for a plan that they cannot hold. deft_cuda_reserve() sizes them beforehand.
+ *  DEFT_ERR_LIMIT for a plan that they cannot hold, or that has partials where the one that the graph
+ *  was captured with had none. deft_cuda_reserve() sizes them beforehand, for any plan.
  *  q, k, v and o of a captured pass are the caller's, for as many rows as will come. */
 #ifndef DEFT_CUDA_H
 #define DEFT_CUDA_H
@@ -42,7 +43,8 @@ DEFT_API deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st 
 
 /** Device memory for plans of up to @p rows rows over @p nodes nodes (of all trees, those above the
  *  rows included) with DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other
- *  splits can need more. Graphs captured before are void: capture again.
+ *  splits can need more. Graphs captured before are void: capture again. Both 0: graphs captured
+ *  from now on are for plans like the one that they are captured with.
  *  @return DEFT_OK; DEFT_ERR_INVAL (0 or absurd); DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY;
  *  DEFT_ERR_NOMEM (buffers are as before); DEFT_ERR_DEVICE. Cost: allocations; may wait for the device. */
 DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes);
