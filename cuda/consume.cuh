@@ -496,6 +496,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), tokens ? (int)wg : -1);
 }
 
+/* A computing warp's life. */
 template <typename T, int D, bool GENERAL>
 __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q)
 {

@@ -354,12 +354,14 @@ static deft_status_t create_on_device(deft_ctx_t *ctx, const deft_config_t *c)
     IDEFT_TRY(copy_sinks(ctx));
     for (uint32_t i = 0; i < STAGINGS; i++)
         IDEFT_CUDA(ctx, cudaEventCreateWithFlags(&be->staging[i].done, cudaEventDisableTiming));
-    /* Costs in tokens that a multiprocessor reads: an item costs some 2,000 clocks beside its
-     * tokens, partials a second launch and the reading of them. */
+    /* Costs in units of 8 clocks: a token takes a multiprocessor 30 clocks with two warpgroups of rows,
+     * 20 with one whose tiles they share; a unit 1,500 beside its tokens; partials a second launch and
+     * their reading. */
     ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = (uint32_t)be->n_sm, .row_cost = 0,
-                                      .token_cost = 1, .min_cost = 64, .item_cost = 64, .merge_cost = 96 };
+                                      .token_cost = 4, .min_cost = 192, .item_cost = 192, .merge_cost = 640,
+                                      .part_cost = 12, .half_cost = 3 };
     if (getenv("DEFT_TUNE"))
-        sscanf(getenv("DEFT_TUNE"), "%u,%u,%u,%u", &ctx->machine.item_cost, &ctx->machine.merge_cost, &ctx->machine.min_cost, &ctx->machine.width);
+        sscanf(getenv("DEFT_TUNE"), "%u,%u,%u,%u", &ctx->machine.item_cost, &ctx->machine.merge_cost, &ctx->machine.part_cost, &ctx->machine.half_cost);
     return reserve(ctx, 256, (size_t)1 << 18, 256);
 }
 
@@ -484,6 +486,15 @@ static deft_status_t write_layer(deft_ctx_t *ctx, uint32_t layer, const void *k,
     return launch(ctx, be->write, 2 * (uint32_t)be->n_sm, 256, 0, &args);
 }
 
+/* A warp a row and query head, 16 a block, up to what the machine holds; a graph for any plan gets
+ * half of that. */
+static uint32_t merge_blocks(const deft_ctx_t *ctx)
+{
+    const ideft_backend_t *be = ctx->backend;
+    const uint64_t most = 4 * (uint64_t)be->n_sm, need = ((uint64_t)ctx->plan.n_row * ctx->geom.H + 15) / 16;
+    return be->any_plan ? (uint32_t)most / 2 : (uint32_t)(need < most ? need : most);
+}
+
 static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q, void *o)
 {
     ideft_backend_t *be = ctx->backend;
@@ -495,7 +506,7 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
         .q = q, .o = o, .part_o = be->part,
         .part_lse = (float *)(be->part + be->max_parts * g->H * g->D * g->elem), .sinks = be->sinks,
         .plane = be->plane, .record_bytes = (uint32_t)be->record_bytes, .H = g->H, .Hkv = g->Hkv, .G = g->G,
-        .inverse = 65536 / g->G + 1, .stream_kv = getenv("DEFT_STREAM") != NULL,
+        .inverse = 65536 / g->G + 1,
         .first_plane = first_plane(ctx, layer), .window = g->windows[layer], .stages = be->stages,
         .q_buffers = be->q_buffers, .scale_log2 = g->softcap > 0 ? 1.0f : g->scale * log2e,
         .cap_in = g->softcap > 0 ? g->scale / g->softcap : 0, .cap_out = g->softcap * log2e };
@@ -514,7 +525,7 @@ static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q
     IDEFT_TRY(launch(ctx, be->kernel.function, (uint32_t)be->n_sm, be->kernel.threads, be->shared_bytes, &a));
     /* a later plan of a captured graph may have partials where this one has none: if it was announced */
     if (ctx->plan.n_part > 0 || (be->any_plan && capturing != cudaStreamCaptureStatusNone))
-        return launch(ctx, be->merge, (uint32_t)be->n_sm, 512, 0, &m);
+        return launch(ctx, be->merge, merge_blocks(ctx), 512, 0, &m);
     return DEFT_OK;
 }
 

@@ -126,6 +126,14 @@ static bool is_masked(const builder_t *b, const ideft_cuda_copy_t *c, uint32_t w
     return c->lo > b->group_begin[w] || c->hi < b->group_end[w] || c->edge + 1u < c->n;
 }
 
+/* Does no other record read the seg? Its rows are cut to those of the group, so at the edges of the
+ * record more may follow. */
+static bool is_own(const builder_t *b, const ideft_seg_t *seg)
+{
+    return b->row_end - b->row_begin == b->plan->n_row ||
+           (seg->row_begin > b->row_begin && seg->row_end < b->row_end);
+}
+
 /* One tile from the cursor. False: nothing is left. */
 static bool put_tile(builder_t *b, cursor_t *cursor)
 {
@@ -139,7 +147,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
         const uint32_t n = ideft_min(p.n, IDEFT_TILE - used);
         ideft_cuda_copy_t *c = &b->copies[b->n_copies++];
         *c = (ideft_cuda_copy_t){ .slot = seg->slot + cursor->token, .pos = seg->pos + cursor->token,
-                                  .at = (uint8_t)used, .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
+                                  .at = (uint8_t)(used | (is_own(b, seg) ? IDEFT_STREAM : 0)), .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
                                   .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
         for (uint32_t w = 0; w < 2; w++)
             flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;

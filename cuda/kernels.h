@@ -43,13 +43,15 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_head {
  * from 0) iff lo + max(0, c - edge) <= r < hi: rows of the node itself see no later token. */
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
     uint32_t slot, pos; /* of its first token */
-    uint8_t at, n;      /* first column, columns */
+    uint8_t at, n;      /* first column, with IDEFT_STREAM; columns */
     uint8_t lo, hi;
     uint8_t edge;
     uint8_t count;      /* in the first copy of a tile: its copies, */
     uint8_t used;       /* its columns */
     uint8_t flags;      /* and IDEFT_MINE ... */
 } ideft_cuda_copy_t;
+
+#define IDEFT_STREAM 128u /* in a copy's `at`: no other record reads it, it may leave the L2 first */
 
 #define IDEFT_MINE 1u  /* << warpgroup: this one computes the tile */
 #define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
@@ -106,7 +108,6 @@ typedef struct ideft_cuda_attend {
     uint32_t first_plane; /* of the layer's K, in heads */
     uint32_t window;
     uint32_t stages, q_buffers;
-    uint32_t stream_kv; /* K and V leave the L2 first */
     float scale_log2; /* scale * log2(e), or 1 with a soft cap */
     float cap_in, cap_out; /* soft cap: s -> cap_out * tanh(cap_in * s); cap_out 0: none */
 } ideft_cuda_attend_t;

@@ -34,15 +34,15 @@ __device__ __forceinline__ ideft_cuda_copy_t copy_of(const uint4 w)
 __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_t &c, uint32_t count, uint32_t used,
                                          uint32_t lane)
 {
-    const uint32_t bit = lane < count ? 1u << c.at % 32 : 0; /* where copies begin */
-    const uint32_t low = __reduce_or_sync(~0u, c.at < 32 ? bit : 0), high = __reduce_or_sync(~0u, c.at < 32 ? 0 : bit);
+    const uint32_t begin = c.at & ~IDEFT_STREAM, bit = lane < count ? 1u << begin % 32 : 0; /* where copies begin */
+    const uint32_t low = __reduce_or_sync(~0u, begin < 32 ? bit : 0), high = __reduce_or_sync(~0u, begin < 32 ? 0 : bit);
     const uint32_t before = low & (2u << lane) - 1, rows = c.lo | (uint32_t)c.hi << 8 | (uint32_t)c.edge << 16;
     uint16_t *seen = (uint16_t *)meta.seen;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const uint32_t col = lane + half * 32;
         const uint32_t from = (half == 0 ? __popc(before) : __popc(low) + __popc(high & (2u << lane) - 1)) - 1;
-        const uint32_t r = __shfl_sync(~0u, rows, from), at = __shfl_sync(~0u, c.at, from);
+        const uint32_t r = __shfl_sync(~0u, rows, from), at = __shfl_sync(~0u, begin, from);
         const uint32_t pos = __shfl_sync(~0u, c.pos, from), hi = r >> 8 & 255, edge = r >> 16, i = col - at;
         const uint32_t first = (r & 255) + (i > edge ? i - edge : 0);
         seen[col] = (uint16_t)(col < used && first < hi ? first | (hi - first) << 8 : 0);
@@ -56,11 +56,10 @@ template <int D>
 __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t to,
                                          uint32_t plane, uint64_t *full)
 {
+    const uint64_t policy = l2_policy((c.at & IDEFT_STREAM) != 0);
+    const uint32_t first = c.at & ~IDEFT_STREAM;
     if (c.n == IDEFT_TILE) {
-        if (a.stream_kv)
-            stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, evict_first());
-        else
-            copy_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full);
+        stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, policy);
         return;
     }
 #pragma unroll 1
@@ -68,10 +67,7 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
         const uint32_t b = 31 - __clz(c.n - done);
 #pragma unroll
         for (int p = 0; p < D / 64; p++)
-            if (a.stream_kv)
-                stream_box(to + (p * IDEFT_TILE + c.at + done) * 128, &a.box[b], c.slot + done, p, plane, full, evict_first());
-            else
-                copy_box(to + (p * IDEFT_TILE + c.at + done) * 128, &a.box[b], c.slot + done, p, plane, full);
+            stream_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full, policy);
         done += 1u << b;
     }
 }
@@ -83,7 +79,7 @@ __device__ __forceinline__ void copy_rows(const ideft_cuda_attend_t &a, const id
                                           uint32_t to, uint32_t plane, uint32_t lane)
 {
     for (uint32_t i = 0; i < count; i++) {
-        const uint32_t slot = __shfl_sync(~0u, c.slot, i), at = __shfl_sync(~0u, c.at, i), n = __shfl_sync(~0u, c.n, i);
+        const uint32_t slot = __shfl_sync(~0u, c.slot, i), at = __shfl_sync(~0u, c.at & ~IDEFT_STREAM, i), n = __shfl_sync(~0u, c.n, i);
         const T *from = (const T *)a.arena + (size_t)plane * a.plane + (size_t)slot * D;
         for (uint32_t j = lane; j < n * shape<D>::CHUNKS; j += 32)
             copy_16(to + tile_chunk<D>(IDEFT_TILE, at + j / shape<D>::CHUNKS, j % shape<D>::CHUNKS), from + j * 8);

@@ -21,6 +21,7 @@ typedef struct cutter {
     bool failed;                 /* out of memory */
     bool open;                   /* the last item takes more segs */
     uint64_t cost;               /* of the open item */
+    uint32_t least;              /* cost of a token that a tile reads */
     /* where the last piece ended, so that a long node is walked once */
     uint32_t at_visit, at_run, at_offset;
 } cutter_t;
@@ -135,7 +136,7 @@ static uint64_t token_cost(const cutter_t *c, const ideft_visit_t *v)
 {
     const ideft_machine_t *machine = &c->ctx->machine;
     const uint32_t rows = ideft_min(v->row_end, c->row_end) - ideft_max(v->row_begin, c->row_begin);
-    return ideft_max(machine->row_cost * rows * c->ctx->geom.G, machine->token_cost);
+    return ideft_max(machine->row_cost * rows * c->ctx->geom.G, c->least);
 }
 
 /* ---- the splits ------------------------------------------------------------------------------ */
@@ -195,18 +196,20 @@ static uint32_t path_of(const ideft_plan_t *plan, uint32_t visit, uint32_t *path
     return depth;
 }
 
-/* The same for a machine that takes units in rounds: the number with the shortest rounds in all. */
-static uint32_t parts_in_rounds(const ideft_machine_t *machine, uint64_t cost, uint64_t units)
+/* The same for a machine that takes units in rounds: the number with the shortest time in all, which
+ * goes to *time_p. */
+static uint32_t parts_in_rounds(const cutter_t *c, uint64_t cost, uint64_t units, uint64_t *time_p)
 {
-    const uint64_t most = cost / machine->min_cost;
-    uint64_t best = UINT64_MAX;
+    const ideft_machine_t *machine = &c->ctx->machine;
+    const uint64_t most = cost / machine->min_cost, tile = (uint64_t)c->least * 64;
     uint32_t parts = 1;
+    *time_p = UINT64_MAX;
     for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < 2 * (uint64_t)machine->width); n++) {
         const uint64_t rounds = (units * n + machine->width - 1) / machine->width;
-        const uint64_t part = ((cost + n - 1) / n + 63) / 64 * 64;
-        const uint64_t time = rounds * (part + machine->item_cost) + (n > 1 ? machine->merge_cost : 0);
-        if (time < best) {
-            best = time;
+        const uint64_t part = ((cost + n - 1) / n + tile - 1) / tile * tile;
+        const uint64_t time = rounds * (part + machine->item_cost) + (n > 1 ? machine->merge_cost + n * machine->part_cost : 0);
+        if (time < *time_p) {
+            *time_p = time;
             parts = (uint32_t)n;
         }
     }
@@ -218,8 +221,9 @@ static uint32_t parts_of(const cutter_t *c, uint64_t cost, uint32_t tiles)
 {
     const ideft_machine_t *machine = &c->ctx->machine;
     const uint64_t units = (uint64_t)tiles * c->ctx->geom.Hkv;
+    uint64_t time;
     if (machine->item_cost != 0)
-        return parts_in_rounds(machine, cost, units);
+        return parts_in_rounds(c, cost, units, &time);
     const uint64_t by_width = (machine->width + units / 2) / units, by_cost = cost / machine->min_cost;
     const uint64_t parts = by_cost < by_width ? by_cost : by_width;
     return parts == 0 ? 1 : (uint32_t)parts;
@@ -325,16 +329,47 @@ static uint32_t carried(const cutter_t *c, uint32_t next, uint32_t *list)
     return n;
 }
 
+/* Time of the whole step with tiles of so many rows, by the cost model. Sets what a token costs. */
+static uint64_t time_with(cutter_t *c, uint32_t rows)
+{
+    const ideft_plan_t *plan = c->plan;
+    const ideft_machine_t *machine = &c->ctx->machine;
+    const uint32_t tiles = (plan->n_row + rows - 1) / rows, even = (plan->n_row + tiles - 1) / tiles;
+    uint64_t tokens = 0, time;
+    for (uint32_t i = 0; i < plan->n_visit; i++) {
+        const ideft_visit_t *v = &plan->visit[i];
+        if (v->row_begin < v->row_end)
+            tokens += (uint64_t)v->n * ((v->row_end - 1) / even - v->row_begin / even + 1);
+    }
+    c->least = 2 * even * c->ctx->geom.G <= machine->tile_rows ? machine->half_cost : machine->token_cost;
+    parts_in_rounds(c, tokens * c->least / tiles, (uint64_t)tiles * c->ctx->geom.Hkv, &time);
+    return time;
+}
+
+/* Rows of a tile where whole tiles do not fill a machine that takes units in rounds: the most, which
+ * reads shared KV least often, or half of that, which two halves of a processor share. */
+static uint32_t fewer_rows(cutter_t *c, uint32_t most)
+{
+    const uint64_t time = most > 1 ? time_with(c, most / 2) : UINT64_MAX;
+    if (time < time_with(c, most)) {
+        time_with(c, most / 2); /* for what a token costs */
+        return most / 2;
+    }
+    return most;
+}
+
 /* AUTO: tiles of rows that adjoin in depth-first order, as many as fill the registers' reuse of a
  * pass over KV. A tile takes its whole paths as one item, which needs no partials; where there are
  * too few tiles to fill the machine, its KV is cut into parts of even cost. */
 static void cut_auto(cutter_t *c, uint32_t *list)
 {
     ideft_plan_t *plan = c->plan;
-    const uint32_t step = tile_rows(c), tiles = (plan->n_row + step - 1) / step;
+    const uint32_t most = tile_rows(c);
+    const bool whole = fills(c, (plan->n_row + most - 1) / most);
+    const uint32_t step = whole || c->ctx->machine.item_cost == 0 ? most : fewer_rows(c, most);
+    const uint32_t tiles = (plan->n_row + step - 1) / step;
     /* even tiles: no last one with a single row */
     const uint32_t rows = (plan->n_row + tiles - 1) / tiles;
-    const bool whole = fills(c, tiles);
     uint32_t next = 0;
     c->spares = whole;
     plan->cut_stays = whole;
@@ -425,7 +460,8 @@ static bool order_items(cutter_t *c)
 deft_status_t ideft_plan_cut(deft_ctx_t *ctx)
 {
     ideft_plan_t *plan = &ctx->plan;
-    cutter_t c = { .ctx = ctx, .plan = plan, .row_end = plan->n_row, .at_visit = IDEFT_NONE };
+    cutter_t c = { .ctx = ctx, .plan = plan, .row_end = plan->n_row, .at_visit = IDEFT_NONE,
+                    .least = ctx->machine.token_cost };
     const bool nodes = plan->flags != 0 || plan->split == DEFT_SPLIT_NODE ||
                        plan->split == DEFT_SPLIT_NODE_CHUNK;
     plan->n_seg = plan->n_item = 0;

@@ -153,9 +153,10 @@ typedef struct ideft_machine {
     uint32_t row_cost;   /* cost of a token for one matrix row */
     uint32_t token_cost; /* least cost of a token: reading it */
     uint32_t min_cost;   /* an item below it is not worth its overhead */
-    /* A machine that takes units in rounds of `width` says what an item costs beside its tokens and
-     * what having partials at all does; 0: units go to whoever is free. */
-    uint32_t item_cost, merge_cost;
+    /* A machine that takes units in rounds of `width` says what an item costs beside its tokens, what
+     * having partials at all does and each of a row's, and a token in a tile of half the rows. 0: units
+     * go to whoever is free. */
+    uint32_t item_cost, merge_cost, part_cost, half_cost;
 } ideft_machine_t;
 
 typedef struct ideft_plan {

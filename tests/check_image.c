@@ -48,7 +48,7 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
 
     T_CHECK(c->count <= IDEFT_TILE_COPIES, "%u copies", c->count);
     for (uint32_t i = 0; i < c->count; i++) {
-        T_CHECK(c[i].at == used && (c[i].n > 0 || c->used == 0), "copy %u begins at %u, not %u", i, c[i].at, used);
+        T_CHECK((c[i].at & ~IDEFT_STREAM) == used && (c[i].n > 0 || c->used == 0), "copy %u begins at %u, not %u", i, c[i].at, used);
         T_CHECK(i == 0 || c[i].count == 0, "a tile begins inside another");
         used += c[i].n;
     }
@@ -197,8 +197,9 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     free(image);
     n_images++;
     if (machine != 0) { /* the next plans as for a GPU of so many multiprocessors */
-        ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = machine, .row_cost = 0, .token_cost = 1,
-                                          .min_cost = 64, .item_cost = 64, .merge_cost = 96 };
+        ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = machine, .row_cost = 0, .token_cost = 4,
+                                          .min_cost = 192, .item_cost = 256, .merge_cost = 512, .part_cost = 16,
+                                          .half_cost = 3 };
         T_OK(deft_ctx_set_split(ctx, ctx->split));
     }
 }
