@@ -106,13 +106,12 @@ __device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
 }
 
-/* How long what is read stays in the L2. */
-__device__ __forceinline__ uint64_t l2_policy(bool leaves_first)
+/* A copy that leaves the L2 first. */
+__device__ __forceinline__ uint64_t evict_first()
 {
-    uint64_t first, normal;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
-    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
-    return leaves_first ? first : normal;
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
 }
 
 __device__ __forceinline__ void stream_box(uint32_t to, const ideft_cuda_map_t *map, uint32_t slot, uint32_t panel,

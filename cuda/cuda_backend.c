@@ -10,7 +10,6 @@
 
 #include <cuda.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -359,9 +358,7 @@ static deft_status_t create_on_device(deft_ctx_t *ctx, const deft_config_t *c)
      * their reading. */
     ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = (uint32_t)be->n_sm, .row_cost = 0,
                                       .token_cost = 4, .min_cost = 192, .item_cost = 192, .merge_cost = 640,
-                                      .part_cost = 12, .half_cost = 3 };
-    if (getenv("DEFT_TUNE"))
-        sscanf(getenv("DEFT_TUNE"), "%u,%u,%u,%u", &ctx->machine.item_cost, &ctx->machine.merge_cost, &ctx->machine.part_cost, &ctx->machine.half_cost);
+                                      .part_cost = 48, .half_cost = 3 };
     return reserve(ctx, 256, (size_t)1 << 18, 256);
 }
 
@@ -463,7 +460,10 @@ static deft_status_t check_pointers(deft_ctx_t *ctx, const void *a, const void *
     for (int i = 0; i < 2; i++) {
         if ((uintptr_t)p[i] % 16 != 0)
             return ideft_fail(ctx, DEFT_ERR_INVAL, "q, k, v and o must be aligned to 16 bytes");
-        if (cudaPointerGetAttributes(&attr, p[i]) != cudaSuccess || attr.type == cudaMemoryTypeUnregistered) {
+        const cudaError_t error = cudaPointerGetAttributes(&attr, p[i]);
+        if (error != cudaSuccess && error != cudaErrorInvalidValue)
+            return ideft_cuda_fail(ctx, error, "cudaPointerGetAttributes");
+        if (error != cudaSuccess || attr.type == cudaMemoryTypeUnregistered) {
             cudaGetLastError();
             return ideft_fail(ctx, DEFT_ERR_INVAL, "q, k, v or o is not memory that the device sees");
         }
@@ -590,6 +590,7 @@ static void cuda_view(const deft_ctx_t *ctx, deft_cuda_view_t *view)
     view->n_rows = (const uint32_t *)(be->image + offsetof(ideft_cuda_head_t, n_rows));
     view->positions = front;
     view->ids = front + be->max_rows;
+    view->slots = (const uint32_t *)front + 2 * be->max_rows;
     view->max_rows = be->max_rows;
 }
 

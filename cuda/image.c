@@ -249,8 +249,10 @@ size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
     b.copies = (ideft_cuda_copy_t *)(b.records + records * b.record_bytes);
     put_records(&b);
     ideft_cuda_place_t *places = (ideft_cuda_place_t *)(b.copies + b.n_copies);
-    for (uint32_t r = 0; r < R; r++)
+    for (uint32_t r = 0; r < R; r++) {
         places[r] = (ideft_cuda_place_t){ plan->row[r].token, plan->row[r].slot };
+        ((uint32_t *)positions)[2 * max_rows + plan->row[r].token] = plan->row[r].slot;
+    }
     uint32_t *begin = (uint32_t *)(places + R), *list = begin + R + 1;
     memcpy(begin, plan->part_begin, (R + 1) * sizeof(*begin));
     if (n_list > 0)

@@ -21,10 +21,10 @@ static inline uint32_t ideft_image_record_bytes(const ideft_geom_t *g)
                        IDEFT_INLINE * sizeof(ideft_cuda_copy_t)));
 }
 
-/* Bytes in front of the records, with room for max_rows positions and ids. */
+/* Bytes in front of the records, with room for max_rows positions, ids and slots. */
 static inline size_t ideft_image_front_bytes(size_t max_rows)
 {
-    return sizeof(ideft_cuda_head_t) + ((2 * max_rows * sizeof(int32_t) + 63) & ~(size_t)63);
+    return sizeof(ideft_cuda_head_t) + ((3 * max_rows * sizeof(int32_t) + 63) & ~(size_t)63);
 }
 
 /* Bytes that the image of the plan needs at most. Cost: O(segs). */

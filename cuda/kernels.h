@@ -7,6 +7,7 @@
  *   head        ideft_cuda_head_t
  *   positions   int32 [max_rows]   at fixed places, for kernels of the caller
  *   ids         int32 [max_rows]
+ *   slots       uint32 [max_rows]
  *   records     [n_records] of record_bytes each: a group and one tile of its rows, dearest first
  *   copies      ideft_cuda_copy_t [...]: what each tile of tokens is made of
  *   places      ideft_cuda_place_t [n_rows], for writing K and V

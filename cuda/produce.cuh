@@ -54,12 +54,15 @@ __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_
 /* A lane's copy: all panels at once if it is a whole tile, else as boxes of 32, 16, ..., 1 tokens. */
 template <int D>
 __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t to,
-                                         uint32_t plane, uint64_t *full)
+                                         uint32_t plane, uint64_t *full, uint64_t policy)
 {
-    const uint64_t policy = l2_policy((c.at & IDEFT_STREAM) != 0);
+    const bool stream = (c.at & IDEFT_STREAM) != 0;
     const uint32_t first = c.at & ~IDEFT_STREAM;
     if (c.n == IDEFT_TILE) {
-        stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, policy);
+        if (stream)
+            stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, policy);
+        else
+            copy_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full);
         return;
     }
 #pragma unroll 1
@@ -67,7 +70,10 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
         const uint32_t b = 31 - __clz(c.n - done);
 #pragma unroll
         for (int p = 0; p < D / 64; p++)
-            stream_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full, policy);
+            if (stream)
+                stream_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full, policy);
+            else
+                copy_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full);
         done += 1u << b;
     }
 }
@@ -90,7 +96,7 @@ __device__ __forceinline__ void copy_rows(const ideft_cuda_attend_t &a, const id
 template <typename T, int D>
 __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages,
                                          const ideft_cuda_copy_t &c, uint32_t stage, uint32_t plane, uint32_t side,
-                                         uint32_t lane)
+                                         uint64_t policy, uint32_t lane)
 {
     const uint32_t k = smem_of(stages + (size_t)stage * 2 * shape<D>::KV_BYTES), v = k + shape<D>::KV_BYTES;
     const uint32_t count = __shfl_sync(~0u, c.count, 0), used = __shfl_sync(~0u, c.used, 0);
@@ -109,7 +115,7 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
             barrier_expect(full, used * D * 2);
         __syncwarp();
         if (lane < count)
-            copy_run<D>(a, c, side == 0 ? k : v, side == 0 ? plane : plane + a.Hkv, full);
+            copy_run<D>(a, c, side == 0 ? k : v, side == 0 ? plane : plane + a.Hkv, full, policy);
         return;
     }
 #endif
@@ -265,6 +271,11 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
                                         bool does_q, uint32_t q_lane)
 {
     const uint32_t lane = threadIdx.x % 32;
+#if IDEFT_HOPPER
+    const uint64_t policy = evict_first();
+#else
+    const uint64_t policy = 0;
+#endif
     ring at = { 0, 0 };
     uint32_t k = 0;
     for (uint32_t unit = blockIdx.x; unit < n_units; unit += gridDim.x, k++) {
@@ -294,7 +305,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
             barrier_wait(&ctl.empty[at.stage], at.parity);
             if (!last) /* arrives while this tile is brought, or while a stage is waited for */
                 o.c = fetch_copy(copies, next + lane);
-            put_tile<T, D>(a, ctl, stages, now, at.stage, a.first_plane + kv_head, side, lane);
+            put_tile<T, D>(a, ctl, stages, now, at.stage, a.first_plane + kv_head, side, policy, lane);
         }
     }
     if (does_q) {

@@ -101,6 +101,8 @@ deft_status_t deft_step_end(deft_step_t *step)
     if (!is_open(step))
         return DEFT_ERR_INVAL;
     deft_ctx_t *ctx = step->ctx;
+    if (ctx->lost)
+        return ideft_fail(ctx, DEFT_ERR_DEVICE, "the device failed before; the context is lost");
     if (step->n_written < ctx->geom.n_layers)
         return ideft_fail(ctx, DEFT_ERR_STATE, "%u of %u layers are written", step->n_written,
                           ctx->geom.n_layers);

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: MIT
 # The manual. man/*.in is written by hand; sed fills in version and date. Each name among the
 # aliases gets a page of one line, which leads to the page whose NAME section lists it.
-deft_man3_pages = man/deft_ctx.3 man/deft_status.3 man/deft_step.3 man/deft_step_attend.3 \
-	man/deft_step_stats.3 man/deft_tree.3 man/deft_tree_append.3 man/deft_tree_fork.3 \
-	man/deft_tree_node.3 man/deft_tree_print.3 man/deft_tree_prune.3 man/deft_tree_share.3
-deft_man3_in = man/deft_ctx.3in man/deft_status.3in man/deft_step.3in man/deft_step_attend.3in \
-	man/deft_step_stats.3in man/deft_tree.3in man/deft_tree_append.3in man/deft_tree_fork.3in \
-	man/deft_tree_node.3in man/deft_tree_print.3in man/deft_tree_prune.3in man/deft_tree_share.3in
+deft_man3_pages = man/deft_ctx.3 man/deft_cuda.3 man/deft_status.3 man/deft_step.3 \
+	man/deft_step_attend.3 man/deft_step_stats.3 man/deft_tree.3 man/deft_tree_append.3 \
+	man/deft_tree_fork.3 man/deft_tree_node.3 man/deft_tree_print.3 man/deft_tree_prune.3 \
+	man/deft_tree_share.3
+deft_man3_in = man/deft_ctx.3in man/deft_cuda.3in man/deft_status.3in man/deft_step.3in \
+	man/deft_step_attend.3in man/deft_step_stats.3in man/deft_tree.3in man/deft_tree_append.3in \
+	man/deft_tree_fork.3in man/deft_tree_node.3in man/deft_tree_print.3in man/deft_tree_prune.3in \
+	man/deft_tree_share.3in
 deft_man3_aliases = \
 	man/deft_ctx_create.3 man/deft_ctx_destroy.3 man/deft_ctx_info.3 man/deft_ctx_set_split.3 \
 	man/deft_last_error.3 man/deft_version.3 \
+	man/deft_cuda_replayed.3 man/deft_cuda_reserve.3 man/deft_cuda_set_stream.3 \
+	man/deft_cuda_view.3 \
 	man/deft_status_name.3 man/deft_strerror.3 \
 	man/deft_step_abandon.3 man/deft_step_begin.3 man/deft_step_end.3 man/deft_step_ids.3 \
 	man/deft_step_nodes.3 man/deft_step_positions.3 man/deft_step_tokens.3 \

@@ -357,7 +357,7 @@ static int usage(int status)
     fprintf(status == 0 ? stdout : stderr,
             "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv f32|f16|bf16]...\n"
             "                         [--table FILE] [--backend cpu|cuda] [--threads N] [--isa 2..5] [--reps N]\n"
-            "                         [--auto] [--json]\n"
+            "                         [--auto] [--prefill] [--json]\n"
             "Time of one layer's tree attention beside its limit, every split verified first.\n");
     return status;
 }
@@ -390,7 +390,7 @@ int bench_attend(int argc, char **argv)
     static const struct option longs[] = {
         { "tree", 1, 0, 't' },    { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },  { "kv", 1, 0, 'k' },
         { "table", 1, 0, 'f' },   { "threads", 1, 0, 'n' }, { "isa", 1, 0, 'i' }, { "reps", 1, 0, 'r' },
-        { "backend", 1, 0, 'b' }, { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+        { "backend", 1, 0, 'b' }, { "prefill", 0, 0, 'p' }, { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
     static cell_t cells[MAX_CELLS];
     const char *trees[64], *heads[16], *kvs[4], *table = NULL;
     int n_trees = 0, n_heads = 0, n_kvs = 0, n = 0;
@@ -406,11 +406,12 @@ int bench_attend(int argc, char **argv)
         else if (c == 'i') opt.isa = (deft_isa_t)atoi(optarg);
         else if (c == 'r') opt.reps = atoi(optarg);
         else if (c == 'b' && (strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0)) opt.cuda = optarg[1] == 'u';
+        else if (c == 'p') opt.prefill = 1;
         else if (c == 'a') opt.only_auto = 1;
         else if (c == 'j') opt.json = 1;
         else return usage(c == 'h' ? 0 : 2);
     }
-    if (opt.threads == 0 || opt.reps < 1)
+    if (opt.threads == 0 || opt.reps < 1 || (opt.prefill && !opt.cuda))
         return usage(2);
     if (n_heads == 0) heads[n_heads++] = "32/8", heads[n_heads++] = "32/32", heads[n_heads++] = "9/3";
     if (n_kvs == 0) kvs[n_kvs++] = opt.cuda ? "f16" : "f32", kvs[n_kvs++] = "bf16";

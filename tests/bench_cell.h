@@ -20,7 +20,7 @@ typedef struct cell {
 
 typedef struct options {
     uint32_t threads;
-    int only_auto, json, reps, cuda;
+    int only_auto, json, reps, cuda, prefill;
     deft_isa_t isa;
 } options_t;
 

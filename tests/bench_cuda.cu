@@ -49,6 +49,7 @@ struct run {
     void *q, *k, *v, *o;
     uint64_t *nodes;
     int32_t *pos;
+    size_t rows;
 };
 
 /* ---- values -------------------------------------------------------------------------------------- */
@@ -177,8 +178,8 @@ float stored(deft_dtype_t type, float x)
     return type == DEFT_F16 ? __half2float(__float2half(x)) : __bfloat162float(__float2bfloat16(x));
 }
 
-/* One query head of one row in double, from its node up. */
-void reference(const run *r, size_t leaf, uint32_t h, double *out)
+/* One query head of the row at `last` of a leaf's path in double, from its node up. */
+void reference(const run *r, size_t leaf, size_t last, uint32_t h, double *out)
 {
     const cell_t *c = r->cell;
     const uint32_t D = c->D, kv = h / (c->H / c->Hkv);
@@ -187,12 +188,12 @@ void reference(const run *r, size_t leaf, uint32_t h, double *out)
     float *q = (float *)bench_alloc(D * sizeof(*q)), *v = (float *)bench_alloc(total * D * sizeof(*v));
     size_t t = 0;
     for (uint32_t d = 0; d < D; d++)
-        q[d] = stored(c->type, value(r->leaves[leaf], (int32_t)total - 1, BENCH_Q, h * D + d));
+        q[d] = stored(c->type, value(r->leaves[leaf], (int32_t)last, BENCH_Q, h * D + d));
     for (deft_node_t n = r->leaves[leaf]; n != DEFT_NODE_NONE; n = deft_tree_parent(r->tree, n)) {
         deft_node_info_t info = {};
         info.struct_size = sizeof(info);
         BENCH_CHECK(r->ctx, deft_tree_node(r->tree, n, &info));
-        for (size_t i = 0; i < info.len; i++, t++) {
+        for (size_t i = 0; i < info.len && info.start + i <= last; i++, t++) {
             const int32_t pos = (int32_t)(info.start + i);
             score[t] = 0;
             for (uint32_t d = 0; d < D; d++) {
@@ -221,17 +222,19 @@ void reference(const run *r, size_t leaf, uint32_t h, double *out)
 constexpr int SAMPLES = 6;
 
 struct sample {
-    size_t leaf;
+    size_t row;
     uint32_t h;
     double ref[256];
 };
 
-void make_samples(const run *r, sample *s)
+/* Decode: rows are leaves. Prefill: rows are the tokens of the only node. */
+void make_samples(const run *r, bool prefill, sample *s)
 {
     for (int i = 0; i < SAMPLES; i++) {
-        s[i].leaf = (size_t)i * (r->cell->n_leaves - 1) / (SAMPLES - 1);
+        s[i].row = (size_t)i * (r->rows - 1) / (SAMPLES - 1);
         s[i].h = (uint32_t)i * 7 % r->cell->H;
-        reference(r, s[i].leaf, s[i].h, s[i].ref);
+        const size_t leaf = prefill ? 0 : s[i].row;
+        reference(r, leaf, prefill ? s[i].row : deft_tree_path_len(r->tree, r->leaves[leaf]) - 1, s[i].h, s[i].ref);
     }
 }
 
@@ -240,7 +243,7 @@ void make_samples(const run *r, sample *s)
 double verify(const run *r, const sample *s)
 {
     const cell_t *c = r->cell;
-    const size_t n = c->n_leaves * c->H * c->D;
+    const size_t n = r->rows * c->H * c->D;
     uint16_t *o = (uint16_t *)bench_alloc(n * 2);
     double worst = 0;
     GPU(cudaStreamSynchronize(gpu_.stream));
@@ -252,7 +255,7 @@ double verify(const run *r, const sample *s)
     for (int k = 0; k < SAMPLES; k++) {
         double error = 0, norm = 0;
         for (uint32_t d = 0; d < c->D; d++) {
-            const uint16_t bits = o[(s[k].leaf * c->H + s[k].h) * c->D + d];
+            const uint16_t bits = o[(s[k].row * c->H + s[k].h) * c->D + d];
             __half h;
             __nv_bfloat16 b;
             memcpy(&h, &bits, 2);
@@ -333,7 +336,7 @@ double time_split(run *r, int split, uint64_t flags, const sample *s, int reps, 
     fill(r, step, r->v, BENCH_V, c->Hkv * c->D);
     fill(r, step, r->q, BENCH_Q, c->H * c->D);
     BENCH_CHECK(r->ctx, deft_step_write(step, 0, r->k, r->v));
-    GPU(cudaMemsetAsync(r->o, 0xff, c->n_leaves * c->H * c->D * 2, gpu_.stream));
+    GPU(cudaMemsetAsync(r->o, 0xff, r->rows * c->H * c->D * 2, gpu_.stream));
     const double ms = time_captured([&] { BENCH_CHECK(r->ctx, deft_step_attend(step, 0, r->q, r->o)); }, reps);
     const double error = verify(r, s);
     c->worst_error = error > c->worst_error || error != error ? error : c->worst_error;
@@ -343,7 +346,7 @@ double time_split(run *r, int split, uint64_t flags, const sample *s, int reps, 
     return ms;
 }
 
-void make_run(run *r, cell_t *c, const bench_spec_t *spec)
+void make_run(run *r, cell_t *c, const bench_spec_t *spec, bool prefill)
 {
     const size_t tokens = bench_spec_tokens(spec);
     deft_config_t config = DEFT_CONFIG_INIT;
@@ -359,13 +362,16 @@ void make_run(run *r, cell_t *c, const bench_spec_t *spec)
     BENCH_CHECK(NULL, deft_ctx_create(&config, &r->ctx));
     BENCH_CHECK(r->ctx, deft_cuda_set_stream(r->ctx, gpu_.stream));
     r->tree = bench_grow(r->ctx, spec, &r->leaves, &c->n_leaves);
-    GPU(cudaMalloc(&r->q, c->n_leaves * c->H * c->D * 2));
-    GPU(cudaMalloc(&r->o, c->n_leaves * c->H * c->D * 2));
-    GPU(cudaMalloc(&r->k, FILL_ROWS * c->Hkv * c->D * 2));
-    GPU(cudaMalloc(&r->v, FILL_ROWS * c->Hkv * c->D * 2));
-    GPU(cudaMalloc((void **)&r->nodes, FILL_ROWS * sizeof(*r->nodes)));
-    GPU(cudaMalloc((void **)&r->pos, FILL_ROWS * sizeof(*r->pos)));
-    fill_tree(r);
+    r->rows = prefill ? tokens : c->n_leaves;
+    const size_t room = r->rows > FILL_ROWS ? r->rows : FILL_ROWS;
+    GPU(cudaMalloc(&r->q, r->rows * c->H * c->D * 2));
+    GPU(cudaMalloc(&r->o, r->rows * c->H * c->D * 2));
+    GPU(cudaMalloc(&r->k, room * c->Hkv * c->D * 2));
+    GPU(cudaMalloc(&r->v, room * c->Hkv * c->D * 2));
+    GPU(cudaMalloc((void **)&r->nodes, room * sizeof(*r->nodes)));
+    GPU(cudaMalloc((void **)&r->pos, room * sizeof(*r->pos)));
+    if (!prefill)
+        fill_tree(r);
 }
 
 void free_run(run *r)
@@ -406,8 +412,10 @@ extern "C" void bench_cuda_cell(cell_t *c, const options_t *opt)
     run r;
     sample s[SAMPLES];
     bench_parse(c->tree, &spec);
-    make_run(&r, c, &spec);
-    make_samples(&r, s);
+    if (opt->prefill && spec.levels != 1)
+        bench_die("%s: prefill is measured for one node: write it as 1/4096", c->tree);
+    make_run(&r, c, &spec, opt->prefill);
+    make_samples(&r, opt->prefill, s);
     c->ms[0] = time_split(&r, 0, 0, s, opt->reps, &c->stats);
     for (int split = 1; split < SPLITS && !opt->only_auto; split++)
         c->ms[split] = time_split(&r, split, 0, s, opt->reps, NULL);
@@ -418,7 +426,7 @@ extern "C" void bench_cuda_cell(cell_t *c, const options_t *opt)
     }
     const double paths = (double)c->stats.kv_logical_bytes / (4.0 * c->Hkv * c->D);
     /* KV, q and o: what any kernel has to move */
-    c->read_ms = time_reading((size_t)c->stats.kv_unique_bytes + 4 * c->n_leaves * c->H * c->D, opt->reps);
+    c->read_ms = time_reading((size_t)c->stats.kv_unique_bytes + 4 * r.rows * c->H * c->D, opt->reps);
     c->compute_ms = 4.0 * c->D * c->H * paths / PEAK * 1e3 + gpu_.empty_ms;
     c->limit_ms = c->read_ms > c->compute_ms ? c->read_ms : c->compute_ms;
     free_run(&r);

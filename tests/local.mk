@@ -16,6 +16,9 @@ libtests_la_CPPFLAGS = $(tests_cppflags) -I$(top_builddir) $(CUDA_CPPFLAGS)
 libtests_la_LIBADD = $(CUDA_LIBS)
 
 tests_programs = tests/sizes tests/oom_sweep tests/stress_tree tests/fuzz_ops
+tests_check_cuda_SOURCES = tests/check_cuda.c
+tests_check_cuda_CPPFLAGS = $(tests_cppflags) -I$(top_builddir) $(CUDA_CPPFLAGS)
+tests_check_cuda_LDADD = $(tests_libs)
 tests_sizes_SOURCES = tests/sizes.c
 tests_sizes_CPPFLAGS = $(tests_cppflags)
 tests_oom_sweep_SOURCES = tests/oom_sweep.c
@@ -90,8 +93,8 @@ tests_check_sampler_LDADD = libengine.la $(tests_check_libs)
 endif
 endif
 
-check_PROGRAMS += $(tests_programs)
-TESTS += $(tests_programs) tests/headers.sh tests/man.sh tests/symbols.sh
+check_PROGRAMS += $(tests_programs) tests/check_cuda
+TESTS += $(tests_programs) tests/cuda.sh tests/headers.sh tests/man.sh tests/symbols.sh
 
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += deft_bench
@@ -106,15 +109,17 @@ deft_bench_LDADD += libengine.la
 endif
 
 if HAVE_CUDA
-check_LTLIBRARIES += libbench_cuda.la
+check_LTLIBRARIES += libbench_cuda.la libfault.la
 libbench_cuda_la_SOURCES = tests/bench_cuda.cu
+libfault_la_SOURCES = tests/fault.cu
+tests_check_cuda_LDADD += libfault.la
 deft_bench_LDADD += libbench_cuda.la libdeft.la $(CUDA_LIBS)
 tests/bench_cuda.lo: tests/bench.h tests/bench_cell.h
 else
-EXTRA_DIST += tests/bench_cuda.cu
+EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif
 
-EXTRA_DIST += tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \
+EXTRA_DIST += tests/cuda.sh tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \
 	tests/corpus tests/golden tests/data
 
 # What check-valgrind runs.

@@ -79,7 +79,7 @@ section() { # page name
         awk -v name="$2" '/^[A-Z]/ { in_section = $0 == name; next } in_section'
 }
 
-set -- "$top_srcdir/include/deft/attention.h" "$top_srcdir/include/deft/params.h" \
+set -- "$top_srcdir/include/deft/attention.h" "$top_srcdir/include/deft/cuda.h" "$top_srcdir/include/deft/params.h" \
     "$top_srcdir/include/deft/status.h" "$top_srcdir/include/deft/tree.h"
 : >"$work/header"
 for header in "$@"; do

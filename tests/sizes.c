@@ -62,14 +62,15 @@ AT(deft_info_t, n_nodes, 64);
 AT(deft_info_t, act_type, 72);
 AT(deft_info_t, device_index, 76);
 
-SIZE(deft_cuda_view_t, 64);
+SIZE(deft_cuda_view_t, 72);
 AT(deft_cuda_view_t, stream, 8);
 AT(deft_cuda_view_t, pool, 16);
 AT(deft_cuda_view_t, pool_tokens, 24);
 AT(deft_cuda_view_t, n_rows, 32);
 AT(deft_cuda_view_t, positions, 40);
 AT(deft_cuda_view_t, ids, 48);
-AT(deft_cuda_view_t, max_rows, 56);
+AT(deft_cuda_view_t, slots, 56);
+AT(deft_cuda_view_t, max_rows, 64);
 
 SIZE(deft_node_info_t, 80);
 AT(deft_node_info_t, struct_size, 0);

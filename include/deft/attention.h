@@ -48,7 +48,9 @@ typedef struct deft_rows {
  *  @param[out] step_p  owned by the context; ends with deft_step_end() or deft_step_abandon().
  *  @return DEFT_OK; DEFT_ERR_INVAL (a node twice, unknown flag, a tree of another context);
  *  DEFT_ERR_STATE (nothing to compute, or an uncomputed token above a row is not part of the step);
- *  DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT.
+ *  DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT; on CUDA also
+ *  DEFT_ERR_STATE (the stream is being captured), DEFT_ERR_LIMIT (captured graphs cannot take the
+ *  plan: deft/cuda.h) and DEFT_ERR_DEVICE.
  *  Cost: O(rows + nodes above them + groups); where leaves only grew by one since the last step,
  *  O(rows). No allocation once warm. */
 DEFT_API deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_rows,
@@ -86,7 +88,7 @@ DEFT_API deft_status_t deft_step_layer(deft_step_t *step, uint32_t layer, const 
 
 /** Close the step: its tokens count as computed.
  *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STATE (a layer was never written): the step stays
- *  open, write what is missing or abandon it. */
+ *  open, write what is missing or abandon it; DEFT_ERR_DEVICE: abandon it. */
 DEFT_API deft_status_t deft_step_end(deft_step_t *step);
 
 /** Close the step without effect: its tokens stay uncomputed, everything else is as before

@@ -46,7 +46,7 @@ DEFT_API deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st 
  *  splits can need more. Graphs captured before are void: capture again. Both 0: graphs captured
  *  from now on are for plans like the one that they are captured with.
  *  @return DEFT_OK; DEFT_ERR_INVAL (0 or absurd); DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY;
- *  DEFT_ERR_NOMEM (buffers are as before); DEFT_ERR_DEVICE. Cost: allocations; may wait for the device. */
+ *  DEFT_ERR_NOMEM (graphs are void all the same, the rest is as before); DEFT_ERR_DEVICE. Cost: allocations; may wait for the device. */
 DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes);
 
 /** The caller has launched a graph that was captured from all layers of an earlier step: every
@@ -56,7 +56,7 @@ DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t no
 DEFT_API deft_status_t deft_cuda_replayed(deft_step_t *step);
 
 /** Where things are on the device, for kernels of the caller. Valid until the context is destroyed;
- *  `positions`, `ids` and `n_rows` until its buffers move, which they do not once captured. */
+ *  `positions`, `ids`, `slots` and `n_rows` until its buffers move, which they do not once captured. */
 typedef struct deft_cuda_view {
     size_t struct_size;        /**< in: sizeof(deft_cuda_view_t) */
     struct CUstream_st *stream;
@@ -65,7 +65,8 @@ typedef struct deft_cuda_view {
     const uint32_t *n_rows;    /**< rows of the step */
     const int32_t *positions;  /**< [*n_rows] as deft_step_positions() */
     const int32_t *ids;        /**< [*n_rows] as deft_step_ids() */
-    size_t max_rows;           /**< room of positions and ids */
+    const uint32_t *slots;     /**< [*n_rows] the slot of each row's K and V */
+    size_t max_rows;           /**< room of positions, ids and slots */
 } deft_cuda_view_t;
 
 /** Fill @p view up to its struct_size.

@@ -123,7 +123,8 @@ typedef struct deft_info {
  *  @param[in]  config  copied, with the arrays it points to.
  *  @param[out] ctx_p   the context, owned by the caller (deft_ctx_destroy()); set only on success.
  *  @return DEFT_OK; DEFT_ERR_INVAL (missing or absurd value, unknown flag, non-zero unknown tail);
- *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM. On error the
+ *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on CUDA the text
+ *  says how many tokens would fit); DEFT_ERR_DEVICE. On error the
  *  log callback gets the reason and nothing stays behind.
  *  Threads: any. Contexts are independent; one context serves one thread at a time.
  *  Cost: O(pool), the arena is touched lazily. */
