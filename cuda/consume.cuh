@@ -313,9 +313,7 @@ struct tile_ref {
 
 __device__ __forceinline__ void release(control &ctl, uint32_t stage)
 {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0)
-        barrier_arrive(&ctl.empty[stage]);
+    warp_arrive(&ctl.empty[stage]);
 }
 
 /* The flags of the tile that is next in the ring, with PEEKED if it is there already: asked for while
@@ -521,9 +519,7 @@ __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &c
 #if IDEFT_HOPPER
         fence_async(); /* the copy engine is next to write where Q and outputs were */
 #endif
-        __syncwarp();
-        if (threadIdx.x % 32 == 0)
-            barrier_arrive(&ctl.q_empty[buf]);
+        warp_arrive(&ctl.q_empty[buf]);
     }
 }
 

@@ -113,6 +113,8 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
     if constexpr (shape<D>::BOXES) {
         if (lane == 0) /* publishes the meta data */
             barrier_expect(full, used * D * 2);
+        else if (EVERY_LANE && side == 0)
+            barrier_arrive(full);
         __syncwarp();
         if (lane < count)
             copy_run<D>(a, c, side == 0 ? k : v, side == 0 ? plane : plane + a.Hkv, full, policy);
@@ -186,6 +188,8 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uin
     follow = __all_sync(~0u, follow);
     if (lane == 0) /* publishes the unit */
         barrier_expect(&ctl.q_full[buf], h.y * a.G * D * 2);
+    else if (EVERY_LANE)
+        barrier_arrive(&ctl.q_full[buf]);
     __syncwarp();
     if (!follow)
         for (uint32_t i = lane; i < h.y; i += 32)
@@ -235,7 +239,7 @@ template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t
 #if !IDEFT_HOPPER
     barrier_arrive_after_copies(&ctl.q_full[buf]);
 #endif
-    if (shape<D>::Q_COUNT > 1 || lane == 0)
+    if (!shape<D>::BOXES || EVERY_LANE || lane == 0)
         barrier_arrive(&ctl.q_full[buf]);
 }
 

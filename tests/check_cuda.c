@@ -156,13 +156,14 @@ static void grow(play_t *play)
 
 /* ---- captured once, replayed for every later step ---- */
 
+static size_t n_joined, n_direct; /* steps with partials, and without */
+
 static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, uint64_t seed)
 {
     deft_config_t cfg = t_config(3000);
     cudaGraphExec_t exec = NULL;
     pass_t p;
     play_t play = { .max_trees = 3, .max_nodes = 120, .max_len = 40, .id_range = 9 };
-    size_t n_joined = 0, n_direct = 0;
     const size_t steps = t_count(200);
 
     cfg.n_q_heads = heads;
@@ -201,9 +202,7 @@ static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, 
         sstep_free(&ss);
         grow(&play);
     }
-    T_CHECK(steps < 100 || (n_joined > 0 && n_direct > 0), "%zu steps with partials, %zu without", n_joined, n_direct);
-    printf("graph %s %u/%u x %u: %zu replays, %zu with partials\n", t_type_name(type), heads, kv_heads, dim, steps,
-           n_joined);
+    printf("graph %s %u/%u x %u: %zu replays\n", t_type_name(type), heads, kv_heads, dim, steps);
     GPU(cudaGraphExecDestroy(exec));
     pass_free(&p);
 }
@@ -451,6 +450,8 @@ int main(int argc, char **argv)
     graph_replays(DEFT_BF16, 3, 3, 64, 2);
     graph_replays(DEFT_F16, 4, 1, 80, 3);
     graph_replays(DEFT_BF16, 16, 1, 256, 4);
+    printf("of all steps %zu had partials, %zu had none\n", n_joined, n_direct);
+    T_CHECK(t_scale() < 0.5 || (n_joined > 0 && n_direct > 0), "replays met one kind of plan only");
     same_bits();
     return 0;
 }
