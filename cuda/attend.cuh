@@ -57,12 +57,12 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
 #pragma unroll 1
         for (uint32_t i = 0; i < a.stages; i++) {
             barrier_init(&ctl.full[i], shape<D>::FULL_COUNT);
-            barrier_init(&ctl.empty[i], EMPTY_COUNT);
+            barrier_init(&ctl.empty[i], CONSUMERS);
         }
 #pragma unroll 1
         for (uint32_t i = 0; i < a.q_buffers; i++) {
             barrier_init(&ctl.q_full[i], shape<D>::Q_COUNT);
-            barrier_init(&ctl.q_empty[i], EMPTY_COUNT);
+            barrier_init(&ctl.q_empty[i], CONSUMERS);
         }
 #if IDEFT_HOPPER
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

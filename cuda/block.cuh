@@ -17,15 +17,6 @@ constexpr int CONSUMERS = 256;
 constexpr int THREADS = IDEFT_HOPPER ? 384 : 288;
 constexpr int MAX_STAGES = 8, MAX_Q = 2;
 
-/* A warp that has written or read arrives on a barrier by one lane, behind __syncwarp(). racecheck does
- * not follow that: for it, compile with -DIDEFT_EVERY_LANE, and every lane arrives for itself. */
-#ifdef IDEFT_EVERY_LANE
-constexpr bool EVERY_LANE = true;
-#else
-constexpr bool EVERY_LANE = false;
-#endif
-constexpr int EMPTY_COUNT = EVERY_LANE ? CONSUMERS : CONSUMERS / 32;
-
 template <int D> struct shape {
     static constexpr int KV_BYTES = IDEFT_TILE * D * 2; /* K or V of a stage */
     static constexpr int Q_BYTES = IDEFT_ROWS * D * 2;
@@ -35,12 +26,13 @@ template <int D> struct shape {
     static constexpr bool BOXES = IDEFT_HOPPER && D % 64 == 0;
     /* Scores are computed a tile ahead. It takes three stages, which two tiles of D 256 fill. */
     static constexpr bool AHEAD = IDEFT_HOPPER && D < 256;
-    /* Arrivals that complete a stage: an expectation each for K and V, or all lanes, once when they
-     * have written and once when their copies have landed. */
-    static constexpr int FULL_COUNT = BOXES ? (EVERY_LANE ? 33 : 2) : IDEFT_HOPPER ? 128 : 64;
+    /* Arrivals that complete a stage. Every lane that has written something arrives for itself: that
+     * is as fast as one for all behind __syncwarp(), and racecheck can follow it. So the lanes of K, one
+     * of V; without boxes all lanes, once when they have written and once when copies have landed. */
+    static constexpr int FULL_COUNT = BOXES ? 33 : IDEFT_HOPPER ? 128 : 64;
     /* Who gathers Q: one warp, with the copy engine or for want of others; else two. */
     static constexpr int Q_LOADERS = IDEFT_HOPPER && !BOXES ? 64 : 32;
-    static constexpr int Q_COUNT = BOXES ? (EVERY_LANE ? 32 : 1) : 64;
+    static constexpr int Q_COUNT = BOXES ? 32 : 64;
 };
 
 struct tile_meta {
@@ -64,14 +56,6 @@ struct control {
     unit_meta unit[MAX_Q];
     tile_meta tile[MAX_STAGES];
 };
-
-/* The warp is done with what the barrier stands for. */
-__device__ __forceinline__ void warp_arrive(uint64_t *b)
-{
-    __syncwarp();
-    if (EVERY_LANE || threadIdx.x % 32 == 0)
-        barrier_arrive(b);
-}
 
 struct ring {
     uint32_t stage, parity;

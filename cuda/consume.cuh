@@ -313,7 +313,7 @@ struct tile_ref {
 
 __device__ __forceinline__ void release(control &ctl, uint32_t stage)
 {
-    warp_arrive(&ctl.empty[stage]);
+    barrier_arrive(&ctl.empty[stage]);
 }
 
 /* The flags of the tile that is next in the ring, with PEEKED if it is there already: asked for while
@@ -322,8 +322,10 @@ constexpr uint32_t PEEKED = 0x80000000u;
 
 __device__ __forceinline__ uint32_t peek(const control &ctl, const ring &at)
 {
-    const uint32_t there = barrier_test(&ctl.full[at.stage], at.parity) ? PEEKED : 0;
-    return __shfl_sync(~0u, ctl.tile[at.stage].flags | there, 0);
+    uint32_t flags = 0;
+    if (barrier_test(&ctl.full[at.stage], at.parity))
+        flags = ctl.tile[at.stage].flags | PEEKED; /* not before it is known to be there */
+    return __shfl_sync(~0u, flags, 0);
 }
 
 /* The next tile that is there; those of the other warpgroup alone go back at once, unless it is the
@@ -519,7 +521,7 @@ __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &c
 #if IDEFT_HOPPER
         fence_async(); /* the copy engine is next to write where Q and outputs were */
 #endif
-        warp_arrive(&ctl.q_empty[buf]);
+        barrier_arrive(&ctl.q_empty[buf]);
     }
 }
 

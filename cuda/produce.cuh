@@ -113,7 +113,7 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
     if constexpr (shape<D>::BOXES) {
         if (lane == 0) /* publishes the meta data */
             barrier_expect(full, used * D * 2);
-        else if (EVERY_LANE && side == 0)
+        else if (side == 0)
             barrier_arrive(full);
         __syncwarp();
         if (lane < count)
@@ -188,7 +188,7 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uin
     follow = __all_sync(~0u, follow);
     if (lane == 0) /* publishes the unit */
         barrier_expect(&ctl.q_full[buf], h.y * a.G * D * 2);
-    else if (EVERY_LANE)
+    else
         barrier_arrive(&ctl.q_full[buf]);
     __syncwarp();
     if (!follow)
@@ -239,8 +239,7 @@ template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t
 #if !IDEFT_HOPPER
     barrier_arrive_after_copies(&ctl.q_full[buf]);
 #endif
-    if (!shape<D>::BOXES || EVERY_LANE || lane == 0)
-        barrier_arrive(&ctl.q_full[buf]);
+    barrier_arrive(&ctl.q_full[buf]);
 }
 
 /* ---- the warps --------------------------------------------------------------------------------------- */

@@ -348,16 +348,21 @@ static uint64_t time_with(cutter_t *c, uint32_t rows)
     return time;
 }
 
-/* Rows of a tile where whole tiles do not fill a machine that takes units in rounds: the most, which
- * reads shared KV least often, or half of that, which two halves of a processor share. */
+/* Rows of a tile where whole tiles do not fill a machine that takes units in rounds: many read shared
+ * KV less often, few make more units that need no partials. */
 static uint32_t fewer_rows(cutter_t *c, uint32_t most)
 {
-    const uint64_t time = most > 1 ? time_with(c, most / 2) : UINT64_MAX;
-    if (time < time_with(c, most)) {
-        time_with(c, most / 2); /* for what a token costs */
-        return most / 2;
+    uint64_t least = UINT64_MAX;
+    uint32_t best = most;
+    for (uint32_t rows = most; rows > 0; rows /= 2) {
+        const uint64_t time = time_with(c, rows);
+        if (time < least) {
+            least = time;
+            best = rows;
+        }
     }
-    return most;
+    time_with(c, best); /* for what a token costs */
+    return best;
 }
 
 /* AUTO: tiles of rows that adjoin in depth-first order, as many as fill the registers' reuse of a
