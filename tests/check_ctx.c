@@ -1,9 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /* Contexts and statuses: what a configuration may be, and what a context tells of itself. */
+#include "config.h"
+
 #include "fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <deft/cuda.h>
+
+#include "device.h"
 
 START_TEST(test_ctx_create_refuses_bad_configs)
 {
@@ -123,6 +130,73 @@ START_TEST(test_ctx_info_tells_what_was_made)
 }
 END_TEST
 
+/* ---- CUDA that is not there ---- */
+
+static char log_lines[1024];
+
+static void keep_lines(void *arg, int level, const char *text)
+{
+    (void)arg;
+    (void)level;
+    strncat(log_lines, text, sizeof(log_lines) - strlen(log_lines) - 2);
+    strcat(log_lines, "\n");
+}
+
+START_TEST(test_ctx_without_a_gpu_is_told_or_goes_on_with_the_cpu)
+{
+    deft_config_t cfg = t_config(100);
+    deft_ctx_t *ctx = NULL;
+    deft_info_t info = { .struct_size = sizeof(info) };
+
+    if (dev_there()) {
+        return; /* check_cuda has its tests */
+    }
+    cfg.log = keep_lines;
+    cfg.device = DEFT_DEVICE_CUDA;
+    cfg.kv_type = DEFT_F16;
+    ck_assert_int_eq(deft_ctx_create(&cfg, &ctx), DEFT_ERR_NODEVICE);
+    ck_assert_ptr_null(ctx);
+    ck_assert_ptr_nonnull(strstr(log_lines, "CUDA"));
+    log_lines[0] = '\0';
+    cfg.device = DEFT_DEVICE_AUTO;
+    cfg.act_type = DEFT_F16; /* what says that the caller is prepared for a GPU */
+    ck_assert_int_eq(deft_ctx_create(&cfg, &ctx), DEFT_OK);
+    T_OK(deft_ctx_info(ctx, &info));
+    ck_assert_int_ne(info.device, DEFT_DEVICE_CUDA);
+    ck_assert_int_eq(info.act_type, DEFT_F16);
+    ck_assert_str_eq(deft_last_error(ctx), "");
+#ifdef HAVE_CUDA
+    ck_assert_ptr_nonnull(strstr(log_lines, "CPU"));
+#else
+    ck_assert_str_eq(log_lines, "");
+#endif
+    deft_ctx_destroy(ctx);
+    cfg.device = DEFT_DEVICE_CPU;
+    cfg.pool_tokens = DEFT_POOL_FREE;
+    ck_assert_int_eq(deft_ctx_create(&cfg, &ctx), DEFT_ERR_INVAL);
+}
+END_TEST
+
+START_TEST(test_cuda_calls_on_another_device)
+{
+    deft_cuda_view_t view = { .struct_size = sizeof(view) };
+    sstep_t ss;
+
+    ck_assert_int_eq(deft_cuda_set_stream(w->ctx, NULL), DEFT_ERR_UNSUPPORTED);
+    ck_assert_int_eq(deft_cuda_reserve(w->ctx, 10, 10), DEFT_ERR_UNSUPPORTED);
+    ck_assert_int_eq(deft_cuda_view(w->ctx, &view), DEFT_ERR_UNSUPPORTED);
+    ck_assert_int_eq(deft_cuda_set_stream(NULL, NULL), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_cuda_reserve(NULL, 10, 10), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_cuda_view(NULL, &view), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_cuda_replayed(NULL), DEFT_ERR_INVAL);
+    plant();
+    T_OK(world_begin(w, NULL, 0, 0, &ss));
+    ck_assert_int_eq(deft_cuda_replayed(ss.step), DEFT_ERR_UNSUPPORTED);
+    deft_step_abandon(ss.step);
+    sstep_free(&ss);
+}
+END_TEST
+
 START_TEST(test_ctx_destroy_takes_trees_and_an_open_step)
 {
     sstep_t ss;
@@ -172,6 +246,8 @@ int main(void)
         test_ctx_create_takes_a_longer_config_with_a_zero_tail,
         test_ctx_create_copies_its_arrays,
         test_ctx_info_tells_what_was_made,
+        test_ctx_without_a_gpu_is_told_or_goes_on_with_the_cpu,
+        test_cuda_calls_on_another_device,
         test_ctx_destroy_takes_trees_and_an_open_step,
         test_ctx_set_split_refuses_unknown,
         test_status_names_and_texts,

@@ -39,7 +39,7 @@ tests_check_cppflags = $(tests_cppflags) $(CHECK_CFLAGS)
 tests_check_libs = $(tests_libs) $(CHECK_LIBS)
 tests_fixture = tests/fixture.c tests/fixture.h tests/suite.h
 tests_check_ctx_SOURCES = tests/check_ctx.c $(tests_fixture)
-tests_check_ctx_CPPFLAGS = $(tests_check_cppflags)
+tests_check_ctx_CPPFLAGS = $(tests_check_cppflags) -I$(top_builddir)
 tests_check_ctx_LDADD = $(tests_check_libs)
 tests_check_tree_SOURCES = tests/check_tree.c $(tests_fixture)
 tests_check_tree_CPPFLAGS = $(tests_check_cppflags)
@@ -119,7 +119,7 @@ else
 EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif
 
-EXTRA_DIST += tests/cuda.sh tests/headers.sh tests/man.sh tests/symbols.sh tests/symbols.txt tests/run.sh \
+EXTRA_DIST += tests/cuda.sh tests/headers.sh tests/man.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
 	tests/corpus tests/golden tests/data
 
 # What check-valgrind runs.

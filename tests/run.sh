@@ -10,6 +10,8 @@
 #   valgrind   the unit tests under memcheck (make check-valgrind)
 #   install    make install: pages, pkg-config, the first program of README.md
 #   nocuda     a build without CUDA has no trace of it
+#   cuda       a build with CUDA: device code for all targets, make check where there may be no GPU,
+#              no dependency on the driver, make distcheck; skipped without nvcc
 #   distcheck  make distcheck
 #
 # A line a stage, and one last line: N passed, N failed, N skipped. The exit status is 0 when none
@@ -21,7 +23,7 @@ cd "$(dirname "$0")/.."
 top=$(pwd)
 base=${DEFT_BUILD:-$top/build}/test
 jobs=$(nproc 2>/dev/null || echo 2)
-stages=${*:-plain asan tsan valgrind install nocuda distcheck}
+stages=${*:-plain asan tsan valgrind install nocuda distcheck cuda}
 passed=0
 failed=0
 skipped=0
@@ -139,7 +141,25 @@ stage_nocuda() {
 }
 
 stage_distcheck() {
-    plain && make_in "$base/plain" distcheck VERBOSE=1
+    plain && make_in "$base/plain" distcheck VERBOSE=1 \
+        DISTCHECK_CONFIGURE_FLAGS="--enable-werror --with-cuda=no"
+}
+
+# GPU tests report SKIP where there is none. Everything else runs, the fall back to the CPU among it.
+stage_cuda() {
+    if ! command -v nvcc >/dev/null && ! test -x /usr/local/cuda/bin/nvcc; then
+        echo "nvcc is not installed"
+        return 77
+    fi
+    configure_in "$base/cuda" --enable-werror --with-cuda=yes &&
+        make_in "$base/cuda" &&
+        make_in "$base/cuda" check VERBOSE=1 || return 1
+    lib=$base/cuda/.libs/libdeft.so
+    if readelf -d "$lib" | grep -iE 'NEEDED.*(cuda|nvidia|stdc)'; then
+        echo "libdeft.so needs the driver or a C++ runtime to be loaded"
+        return 1
+    fi
+    make_in "$base/cuda" distcheck VERBOSE=1 DISTCHECK_CONFIGURE_FLAGS="--enable-werror --with-cuda=yes"
 }
 
 # What the summaries of automake in a log add up to. A verbose log has each twice where a test
@@ -180,7 +200,7 @@ run_stage() {
         f=1
     else
         case $1 in # one for itself, where it is more than its tests
-        install | nocuda | distcheck) p=$((p + 1)) ;;
+        install | nocuda | distcheck | cuda) p=$((p + 1)) ;;
         esac
     fi
     printf '%-10s %4d s  %d passed, %d failed, %d skipped%s\n' "$1" "$seconds" "$p" "$f" "$s" "$note"
@@ -222,7 +242,7 @@ if ! test -f configure || ! test -f Makefile.in; then
 fi
 for stage in $stages; do
     case $stage in
-    plain | asan | tsan | valgrind | install | nocuda | distcheck) run_stage "$stage" ;;
+    plain | asan | tsan | valgrind | install | nocuda | distcheck | cuda) run_stage "$stage" ;;
     *)
         echo "run.sh: no stage $stage"
         failed=$((failed + 1))
