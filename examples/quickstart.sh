@@ -56,7 +56,7 @@ logged() { # what, command...
 
 configure() {
     say "configuring"
-    (cd "$build" && logged configure "$top/configure" --disable-static)
+    (cd "$build" && logged configure "$top/configure" --disable-static --with-cuda=no) # the engine is on the CPU
 }
 
 mkdir -p "$build"
