@@ -358,7 +358,7 @@ static deft_status_t create_on_device(deft_ctx_t *ctx, const deft_config_t *c)
      * their reading. */
     ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = (uint32_t)be->n_sm, .row_cost = 0,
                                       .token_cost = 4, .min_cost = 192, .item_cost = 192, .merge_cost = 640,
-                                      .part_cost = 48, .half_cost = 3 };
+                                      .part_cost = 12, .half_cost = 3 };
     return reserve(ctx, 256, (size_t)1 << 18, 256);
 }
 
@@ -486,13 +486,15 @@ static deft_status_t write_layer(deft_ctx_t *ctx, uint32_t layer, const void *k,
     return launch(ctx, be->write, 2 * (uint32_t)be->n_sm, 256, 0, &args);
 }
 
-/* A warp a row and query head, 16 a block, up to what the machine holds; a graph for any plan gets
- * half of that. */
+/* A block of 16 warps a row and query head, up to two a multiprocessor; more where a warp takes more than
+ * one pair then. A graph for any plan gets the first. */
 static uint32_t merge_blocks(const deft_ctx_t *ctx)
 {
     const ideft_backend_t *be = ctx->backend;
-    const uint64_t most = 4 * (uint64_t)be->n_sm, need = ((uint64_t)ctx->plan.n_row * ctx->geom.H + 15) / 16;
-    return be->any_plan ? (uint32_t)most / 2 : (uint32_t)(need < most ? need : most);
+    const uint64_t pairs = (uint64_t)ctx->plan.n_row * ctx->geom.H, two = 2 * (uint64_t)be->n_sm;
+    if (be->any_plan)
+        return (uint32_t)two;
+    return (uint32_t)(pairs < two ? pairs : ideft_max(two, ideft_min(pairs / 16, 2 * two)));
 }
 
 static deft_status_t attend_layer(deft_ctx_t *ctx, uint32_t layer, const void *q, void *o)

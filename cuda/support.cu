@@ -61,70 +61,74 @@ template <typename T> __device__ __forceinline__ float4 unpack(uint2 w)
     return make_float4(a.x, a.y, b.x, b.y);
 }
 
-/* Sums of a lane: four columns of each 128, and of the weights. */
+/* What a lane has of the sum of some partials: four columns of each 128, relative to 2^m. */
 template <int D> struct sum_t {
     static constexpr int CHUNKS = (D + 127) / 128;
     float4 o[CHUNKS];
-    float d;
+    float m, d;
 };
 
-/* Add up to 32 partials in their order, weights relative to 2^top. Loads of a batch are under way
- * together, before the weights are known. */
+/* Partials are summed by slices, slices in their order: a row's bits do not depend on how many warps
+ * share it. Loads of a slice are under way together. */
+constexpr int SLICE = 8;
+
+/* A slice. part: of lane i, the partial i % 8 of the slice; n: how many there are. */
 template <typename T, int D>
-__device__ __forceinline__ void add_parts(const ideft_cuda_merge_t &a, uint32_t part, float w, uint32_t n, uint32_t h,
-                                          sum_t<D> &sum)
+__device__ __forceinline__ sum_t<D> sum_slice(const ideft_cuda_merge_t &a, uint32_t part, uint32_t n, uint32_t h)
 {
-    constexpr int BATCH = 8, CHUNKS = sum_t<D>::CHUNKS;
+    constexpr int CHUNKS = sum_t<D>::CHUNKS;
     const uint32_t lane = threadIdx.x % 32;
-    for (uint32_t base = 0; base < n; base += BATCH) {
-        uint2 x[BATCH][CHUNKS];
+    sum_t<D> sum = {};
+    uint2 x[SLICE][CHUNKS];
+    const float lse = lane % SLICE < n ? a.part_lse[(size_t)part * a.H + h] : -INFINITY;
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const T *from = (const T *)a.part_o + ((size_t)__shfl_sync(~0u, part, base + i) * a.H + h) * D + lane * 4;
+    for (int i = 0; i < SLICE; i++) {
+        const T *from = (const T *)a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D + lane * 4;
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++)
-                x[i][c] = base + i < n && (D % 128 == 0 || c * 128 + lane * 4 < D) ? *(const uint2 *)(from + c * 128)
-                                                                                  : make_uint2(0, 0);
+        for (int c = 0; c < CHUNKS; c++)
+            x[i][c] = i < n && (D % 128 == 0 || c * 128 + lane * 4 < D) ? *(const uint2 *)(from + c * 128)
+                                                                       : make_uint2(0, 0);
+    }
+    sum.m = lse;
+    for (int i = SLICE / 2; i > 0; i /= 2)
+        sum.m = fmaxf(sum.m, __shfl_xor_sync(~0u, sum.m, i));
+    const float w = exp2_fast(lse - (sum.m == -INFINITY ? 0.0f : sum.m)); /* 0 for an empty set */
+#pragma unroll
+    for (int i = 0; i < SLICE; i++) {
+        const float wi = __shfl_sync(~0u, w, i);
+        sum.d += wi;
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const float4 y = unpack<T>(x[i][c]);
+            sum.o[c] = make_float4(fmaf(wi, y.x, sum.o[c].x), fmaf(wi, y.y, sum.o[c].y), fmaf(wi, y.z, sum.o[c].z),
+                                   fmaf(wi, y.w, sum.o[c].w));
         }
+    }
+    return sum;
+}
+
+template <int D> __device__ __forceinline__ void add(sum_t<D> &sum, const sum_t<D> &x)
+{
+    const float m = fmaxf(sum.m, x.m), top = m == -INFINITY ? 0.0f : m;
+    const float a = exp2_fast(sum.m - top), b = exp2_fast(x.m - top);
+    sum.m = m;
+    sum.d = fmaf(a, sum.d, b * x.d);
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const float wi = base + i < n ? __shfl_sync(~0u, w, base + i) : 0.0f;
-            sum.d += wi;
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++) {
-                const float4 y = unpack<T>(x[i][c]);
-                sum.o[c] = make_float4(fmaf(wi, y.x, sum.o[c].x), fmaf(wi, y.y, sum.o[c].y), fmaf(wi, y.z, sum.o[c].z),
-                                       fmaf(wi, y.w, sum.o[c].w));
-            }
-        }
+    for (int c = 0; c < sum_t<D>::CHUNKS; c++) {
+        const float4 y = sum.o[c], z = x.o[c];
+        sum.o[c] = make_float4(fmaf(a, y.x, b * z.x), fmaf(a, y.y, b * z.y), fmaf(a, y.z, b * z.z), fmaf(a, y.w, b * z.w));
     }
 }
 
-/* The output of one query head of a row from its partials, in the order of the plan. first: the
- * lane's entry of the list. */
+/* The output of one query head of a row. */
 template <typename T, int D>
-__device__ __forceinline__ void merge_row(const ideft_cuda_merge_t &a, const uint32_t *list, uint32_t n, uint32_t first,
-                                          uint32_t h, T *o)
+__device__ __forceinline__ void write_output(const ideft_cuda_merge_t &a, const sum_t<D> &sum, uint32_t h, T *o)
 {
     const uint32_t lane = threadIdx.x % 32;
-    float m = lane < n ? a.part_lse[(size_t)first * a.H + h] : -INFINITY;
-    const float first_lse = m;
-    sum_t<D> sum = {};
-    for (uint32_t i = lane + 32; i < n; i += 32)
-        m = fmaxf(m, a.part_lse[(size_t)__ldg(&list[i]) * a.H + h]);
-    for (int x = 16; x > 0; x /= 2)
-        m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
-    const float top = m == -INFINITY ? 0.0f : m; /* a weight of an empty set is 0 */
-    add_parts<T, D>(a, first, exp2_fast(first_lse - top), n < 32 ? n : 32, h, sum);
-    for (uint32_t base = 32; base < n; base += 32) {
-        const uint32_t part = base + lane < n ? __ldg(&list[base + lane]) : 0;
-        const float lse = base + lane < n ? a.part_lse[(size_t)part * a.H + h] : -INFINITY;
-        add_parts<T, D>(a, part, exp2_fast(lse - top), n - base < 32 ? n - base : 32, h, sum);
-    }
     float scale = 1, d = sum.d;
     if (a.sinks != NULL) {
-        const float sink = a.sinks[h], high = fmaxf(sink, m);
-        scale = m == -INFINITY ? 0.0f : exp2_fast(m - high);
+        const float sink = a.sinks[h], high = fmaxf(sink, sum.m);
+        scale = sum.m == -INFINITY ? 0.0f : exp2_fast(sum.m - high);
         d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - high));
     }
     scale = d == 0 ? 0.0f : scale / d;
@@ -138,27 +142,75 @@ __device__ __forceinline__ void merge_row(const ideft_cuda_merge_t &a, const uin
     }
 }
 
-/* Grid: any. Block: MERGE_WARPS warps, each takes (row, query head) pairs by turns. What is read
- * before the wait is the plan, which was there before the kernel that is waited for. */
+/* Slices of a warp that helps, for the one that adds them up. */
+template <int D> struct box_t {
+    float4 o[sum_t<D>::CHUNKS][32];
+    float m, d;
+};
+
+/* The sum of a round, a slice a warp: to the first of the S warps that share a row and head. */
+template <int D>
+__device__ __forceinline__ void gather(box_t<D> *box, uint32_t w, uint32_t S, uint32_t n_slices, sum_t<D> &all,
+                                       const sum_t<D> &mine)
+{
+    const uint32_t lane = threadIdx.x % 32, id = 1 + threadIdx.x / 32 / S;
+    if (w > 0 && w < n_slices) {
+        for (int c = 0; c < sum_t<D>::CHUNKS; c++)
+            box[w].o[c][lane] = mine.o[c];
+        if (lane == 0)
+            box[w].m = mine.m, box[w].d = mine.d;
+    }
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(S * 32) : "memory");
+    if (w == 0) {
+        add(all, mine);
+        for (uint32_t i = 1; i < n_slices; i++) {
+            sum_t<D> x;
+            for (int c = 0; c < sum_t<D>::CHUNKS; c++)
+                x.o[c] = box[i].o[c][lane];
+            x.m = box[i].m;
+            x.d = box[i].d;
+            add(all, x);
+        }
+    }
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(S * 32) : "memory");
+}
+
+/* Grid: any. Block: MERGE_WARPS warps. One to eight of them share a (row, query head) pair, the more the
+ * fewer pairs there are. What is read before the wait is the plan, which was there before the kernel
+ * that is waited for. */
 template <typename T, int D>
 __global__ void __launch_bounds__(MERGE_WARPS * 32) ideft_merge_kernel(const ideft_cuda_merge_t a)
 {
+    __shared__ box_t<D> boxes[MERGE_WARPS];
     const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
     const uint32_t n_rows = __ldg(&head->n_rows), n_parts = __ldg(&head->n_parts);
     const ideft_cuda_place_t *places = (const ideft_cuda_place_t *)(a.image + __ldg(&head->places));
     const uint32_t *begin = (const uint32_t *)(a.image + __ldg(&head->part_begin));
     const uint32_t *list = (const uint32_t *)(a.image + __ldg(&head->part_list));
     const uint64_t n = n_parts == 0 ? 0 : (uint64_t)n_rows * a.H;
+    const uint32_t S = n <= 512 ? 8 : n <= 1024 ? 4 : n <= 2048 ? 2 : 1;
+    const uint32_t warp = threadIdx.x / 32, w = warp % S, entry = threadIdx.x % SLICE;
     bool waited = false;
-    for (uint64_t i = blockIdx.x + gridDim.x * (threadIdx.x / 32); i < n; i += gridDim.x * MERGE_WARPS) {
+    for (uint64_t i = blockIdx.x + gridDim.x * (warp / S); i < n; i += gridDim.x * (MERGE_WARPS / S)) {
         const uint32_t r = (uint32_t)(i / a.H), h = (uint32_t)(i % a.H);
         const uint32_t from = __ldg(&begin[r]), to = __ldg(&begin[r + 1]), token = __ldg(&places[r].token);
-        const uint32_t lane = threadIdx.x % 32, first = lane < to - from ? __ldg(&list[from + lane]) : 0;
-        if (!waited)
-            wait_for_kernel_before();
-        waited = true;
-        if (from < to)
-            merge_row<T, D>(a, list + from, to - from, first, h, (T *)a.o + ((size_t)token * a.H + h) * D);
+        sum_t<D> all = {};
+        all.m = -INFINITY;
+        for (uint32_t base = from; base < to; base += SLICE * S) {
+            const uint32_t at = base + SLICE * w, left = at < to ? to - at : 0;
+            const uint32_t part = entry < left ? __ldg(&list[at + entry]) : 0;
+            if (!waited)
+                wait_for_kernel_before();
+            waited = true;
+            const sum_t<D> mine = left > 0 ? sum_slice<T, D>(a, part, left, h) : sum_t<D>();
+            if (S > 1 && to - from > SLICE)
+                gather<D>(&boxes[warp - w], w, S, (to - base + SLICE - 1) / SLICE < S ? (to - base + SLICE - 1) / SLICE : S,
+                          all, mine);
+            else if (left > 0)
+                add(all, mine);
+        }
+        if (w == 0 && from < to)
+            write_output<T, D>(a, all, h, (T *)a.o + ((size_t)token * a.H + h) * D);
     }
     if (!waited)
         wait_for_kernel_before(); /* whoever follows relies on it */

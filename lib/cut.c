@@ -203,7 +203,7 @@ static uint32_t parts_in_rounds(const cutter_t *c, uint64_t cost, uint64_t units
     const ideft_machine_t *machine = &c->ctx->machine;
     const uint64_t most = cost / machine->min_cost, tile = (uint64_t)c->least * 64;
     /* a partial of every row and head: a row's follow each other, all of them share the memory */
-    const uint64_t a_part = machine->part_cost + 5 * (uint64_t)c->plan->n_row * c->ctx->geom.H / machine->width;
+    const uint64_t a_part = machine->part_cost + 2 * (uint64_t)c->plan->n_row * c->ctx->geom.H / machine->width;
     uint32_t parts = 1;
     *time_p = UINT64_MAX;
     for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < 2 * (uint64_t)machine->width); n++) {
