@@ -558,23 +558,18 @@ static deft_status_t cuda_set_stream(deft_ctx_t *ctx, void *stream)
     return DEFT_OK;
 }
 
-/* Bounds for AUTO: cut.c makes about as many items as fill the machine twice, or one a tile of rows;
- * a tile reads a token at most once, and every run and every cut starts a copy. */
 static deft_status_t cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes)
 {
     ideft_backend_t *be = ctx->backend;
-    const ideft_geom_t *g = &ctx->geom;
-    const size_t tiles = rows / (IDEFT_ROWS / g->G) + 1, items = tiles + 4 * (size_t)be->n_sm / g->Hkv + 1;
-    const size_t copies = tiles * (ctx->pool_tokens / IDEFT_TILE + 256) + 8 * nodes + 4 * items;
-    const size_t bytes = ideft_image_front_bytes(rows) + items * be->record_bytes +
-                         copies * sizeof(ideft_cuda_copy_t) + rows * 64 + items * (IDEFT_ROWS / g->G) * 4;
+    size_t bytes, parts;
     int saved;
     IDEFT_TRY(enter(ctx, &saved));
     be->frozen = false;
     be->any_plan = rows > 0;
     if (rows == 0)
         return leave(ctx, saved, DEFT_OK);
-    return leave(ctx, saved, reserve(ctx, rows, bytes, items * (IDEFT_ROWS / g->G)));
+    ideft_image_bound_of_any(&ctx->geom, (uint32_t)be->n_sm, ctx->pool_tokens, rows, nodes, &bytes, &parts);
+    return leave(ctx, saved, reserve(ctx, rows, bytes, parts));
 }
 
 static bool cuda_captured(const deft_ctx_t *ctx)

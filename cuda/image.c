@@ -58,6 +58,20 @@ size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
            lists * sizeof(uint32_t) + 256;
 }
 
+void ideft_image_bound_of_any(const ideft_geom_t *g, uint32_t n_sm, size_t pool_tokens, size_t rows, size_t nodes,
+                              size_t *bytes_p, size_t *parts_p)
+{
+    const size_t tile_rows = IDEFT_ROWS / g->G, round = n_sm / g->Hkv + 1, whole = (rows + tile_rows - 1) / tile_rows;
+    const size_t tiles = ideft_min(rows, whole + IDEFT_TILE_ROUNDS * round);
+    const size_t items = 2 * tiles + IDEFT_PART_ROUNDS * round; /* the last part of a tile may be small */
+    /* a tile reads a token at most once; nodes, parts and warpgroups end a copy before its tile is full */
+    const size_t copies = tiles * (pool_tokens / IDEFT_TILE + 2 * nodes) + 2 * rows + 7 * items;
+    *parts_p = items * tile_rows;
+    *bytes_p = ideft_image_front_bytes(rows) + items * ideft_image_record_bytes(g) +
+               copies * sizeof(ideft_cuda_copy_t) + rows * sizeof(ideft_cuda_place_t) +
+               (rows + 1 + *parts_p) * sizeof(uint32_t) + 256;
+}
+
 /* ---- tiles -------------------------------------------------------------------------------------- */
 
 static bool by_tiles(const builder_t *b)
@@ -147,7 +161,8 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
         const uint32_t n = ideft_min(p.n, IDEFT_TILE - used);
         ideft_cuda_copy_t *c = &b->copies[b->n_copies++];
         *c = (ideft_cuda_copy_t){ .slot = seg->slot + cursor->token, .pos = seg->pos + cursor->token,
-                                  .at = (uint8_t)(used | (is_own(b, seg) ? IDEFT_STREAM : 0)), .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
+                                  .at = (uint8_t)(used | (is_own(b, seg) ? IDEFT_STREAM : 0)),
+                                  .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
                                   .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
         for (uint32_t w = 0; w < 2; w++)
             flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;

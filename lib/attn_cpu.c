@@ -207,8 +207,7 @@ static deft_status_t cpu_create(deft_ctx_t *ctx, const deft_config_t *config)
      * what softmax adds, and reads 5 bytes a clock. 32 units keep a few cores even; items below
      * some fifty microseconds are not worth their overhead. */
     ctx->machine = (ideft_machine_t){ .tile_rows = 128, .width = 32, .row_cost = 5,
-                                      .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D,
-                                      .item_cost = 0, .merge_cost = 0, .part_cost = 0, .half_cost = 0 };
+                                      .token_cost = 24 * g->elem, .min_cost = 9000000 / g->D };
     IDEFT_TRY_GOTO(make_arena(ctx, be), status, err_destroy);
     be->scratch_bytes = (be->kernel->scratch_bytes + 4095) & ~(size_t)4095;
     be->scratch = ideft_zalloc(&ctx->alloc, be->scratch_bytes * ctx->n_threads, 4096, "scratch");

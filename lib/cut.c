@@ -196,8 +196,8 @@ static uint32_t path_of(const ideft_plan_t *plan, uint32_t visit, uint32_t *path
     return depth;
 }
 
-/* The same for a machine that takes units in rounds: the number with the shortest time in all, which
- * goes to *time_p. */
+/* Parts that a tile's KV of `cost` is cut into, when there are `units` tiles and heads, on a machine that
+ * takes units in rounds: the number with the shortest time in all, which goes to *time_p. */
 static uint32_t parts_in_rounds(const cutter_t *c, uint64_t cost, uint64_t units, uint64_t *time_p)
 {
     const ideft_machine_t *machine = &c->ctx->machine;
@@ -206,7 +206,7 @@ static uint32_t parts_in_rounds(const cutter_t *c, uint64_t cost, uint64_t units
     const uint64_t a_part = machine->part_cost + 2 * (uint64_t)c->plan->n_row * c->ctx->geom.H / machine->width;
     uint32_t parts = 1;
     *time_p = UINT64_MAX;
-    for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < 2 * (uint64_t)machine->width); n++) {
+    for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < IDEFT_PART_ROUNDS * (uint64_t)machine->width); n++) {
         const uint64_t rounds = (units * n + machine->width - 1) / machine->width;
         const uint64_t part = ((cost + n - 1) / n + tile - 1) / tile * tile;
         const uint64_t time = rounds * (part + machine->item_cost) + (n > 1 ? machine->merge_cost + n * a_part : 0);
@@ -218,7 +218,7 @@ static uint32_t parts_in_rounds(const cutter_t *c, uint64_t cost, uint64_t units
     return parts;
 }
 
-/* Parts that a tile's KV of `cost` is cut into, when there are `tiles` tiles. */
+/* The same for any machine, when there are `tiles` tiles. */
 static uint32_t parts_of(const cutter_t *c, uint64_t cost, uint32_t tiles)
 {
     const ideft_machine_t *machine = &c->ctx->machine;
@@ -355,6 +355,9 @@ static uint32_t fewer_rows(cutter_t *c, uint32_t most)
     uint64_t least = UINT64_MAX;
     uint32_t best = most;
     for (uint32_t rows = most; rows > 0; rows /= 2) {
+        const uint64_t units = (uint64_t)(c->plan->n_row + rows - 1) / rows * c->ctx->geom.Hkv;
+        if (rows < most && units > IDEFT_TILE_ROUNDS * (uint64_t)c->ctx->machine.width)
+            break;
         const uint64_t time = time_with(c, rows);
         if (time < least) {
             least = time;

@@ -159,6 +159,10 @@ typedef struct ideft_machine {
     uint32_t item_cost, merge_cost, part_cost, half_cost;
 } ideft_machine_t;
 
+/* Units that AUTO makes of smaller tiles at most, and adds by cutting tiles in parts, in widths of such
+ * a machine. They bound the size of a plan. */
+enum { IDEFT_TILE_ROUNDS = 3, IDEFT_PART_ROUNDS = 2 };
+
 typedef struct ideft_plan {
     ideft_alloc_t *alloc;
     ideft_buf_t req_b, act_b, list_b, visit_b, row_b, seg_b, item_b, order_b, part_b, begin_b, pos_b, id_b,

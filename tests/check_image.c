@@ -161,7 +161,18 @@ static void check_row(const deft_ctx_t *ctx, const reader_t *rd, uint32_t r)
     }
 }
 
-static size_t n_images;
+static size_t n_images, n_bounds;
+
+/* Runs of all nodes of the plan. */
+static size_t n_runs(const deft_ctx_t *ctx)
+{
+    size_t n = 0;
+
+    for (uint32_t i = 0; i < ctx->plan.n_visit; i++) {
+        n += ideft_node(ctx, ctx->plan.visit[i].node)->n_runs;
+    }
+    return n;
+}
 
 static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
 {
@@ -178,6 +189,14 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     memset(image, 0xee, (bound + 127) & ~(size_t)63);
     const size_t bytes = ideft_image_build(plan, rd.g, rd.max_rows, image);
     T_CHECK(bytes <= bound && image[bound] == 0xee, "%zu bytes, at most %zu announced", bytes, bound);
+    if (plan->split == DEFT_SPLIT_AUTO && plan->flags == 0 && ctx->machine.item_cost != 0) {
+        size_t any_bytes, any_parts;
+        ideft_image_bound_of_any(rd.g, ctx->machine.width, ctx->pool_tokens, rd.max_rows, n_runs(ctx), &any_bytes,
+                                 &any_parts);
+        T_CHECK(bound <= any_bytes && plan->n_part <= any_parts, "%zu bytes, %u partials; reserved: %zu, %zu", bound,
+                plan->n_part, any_bytes, any_parts);
+        n_bounds++;
+    }
     rd.image = image;
     rd.seen = t_alloc(ss->n * rd.n_slots);
     rd.row_of = t_alloc(ss->n * sizeof(*rd.row_of));
@@ -227,7 +246,7 @@ START_TEST(test_image_every_row_meets_its_path_once)
                t_split_name(v.split), v.chunk, (unsigned long long)v.flags);
         problem_run(&p, &v, on_step, &machine);
     }
-    printf("%zu images\n", n_images);
+    printf("%zu images, %zu within the bound of any plan\n", n_images, n_bounds);
 }
 END_TEST
 

@@ -42,11 +42,12 @@ struct CUstream_st; /* a cudaStream_t points to one */
 DEFT_API deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st *stream);
 
 /** Device memory for plans of up to @p rows rows over @p nodes nodes (of all trees, those above the
- *  rows included) with DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other
- *  splits can need more. Graphs captured before are void: capture again. Both 0: graphs captured
+ *  rows included; one whose tokens lie apart in the pool counts once for each place) with
+ *  DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other splits can need more. Graphs captured before are void: capture again. Both 0: graphs captured
  *  from now on are for plans like the one that they are captured with.
  *  @return DEFT_OK; DEFT_ERR_INVAL (0 or absurd); DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY;
- *  DEFT_ERR_NOMEM (graphs are void all the same, the rest is as before); DEFT_ERR_DEVICE. Cost: allocations; may wait for the device. */
+ *  DEFT_ERR_NOMEM (graphs are void all the same, the rest is as before); DEFT_ERR_DEVICE.
+ *  Cost: allocations; may wait for the device. */
 DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t nodes);
 
 /** The caller has launched a graph that was captured from all layers of an earlier step: every

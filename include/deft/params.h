@@ -124,8 +124,8 @@ typedef struct deft_info {
  *  @param[out] ctx_p   the context, owned by the caller (deft_ctx_destroy()); set only on success.
  *  @return DEFT_OK; DEFT_ERR_INVAL (missing or absurd value, unknown flag, non-zero unknown tail);
  *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on CUDA the text
- *  says how many tokens would fit); DEFT_ERR_DEVICE. On error the
- *  log callback gets the reason and nothing stays behind.
+ *  says how many tokens would fit); DEFT_ERR_DEVICE. On error the log callback gets the reason and
+ *  nothing stays behind.
  *  Threads: any. Contexts are independent; one context serves one thread at a time.
  *  Cost: O(pool), the arena is touched lazily. */
 DEFT_API deft_status_t deft_ctx_create(const deft_config_t *config, deft_ctx_t **ctx_p);
