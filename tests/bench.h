@@ -51,6 +51,9 @@ deft_tree_t *bench_grow(deft_ctx_t *ctx, const bench_spec_t *spec, deft_node_t *
 enum { BENCH_K, BENCH_V, BENCH_Q };
 void bench_values(float *x, size_t n, uint32_t layer, int plane, deft_node_t node, int32_t pos);
 
+/* out[D] = softmax(score[n]) v[n][D]: what both attention benchmarks verify against. */
+void bench_softmax_v(const double *score, const float *v, size_t n, uint32_t D, double *out);
+
 /* Compute all tokens but the last `keep` of each node listed: writes K and V of every layer, a few
  * hundred rows at a time, without attention. */
 void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_floats);

@@ -49,7 +49,7 @@ static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h,
     const uint32_t kv_head = h / (c->H / c->Hkv), D = c->D;
     const size_t n = (size_t)c->Hkv * D, total = deft_tree_path_len(run->tree, run->leaves[leaf]);
     const float *q = run->q + (leaf * c->H + h) * D;
-    double *score = bench_alloc(total * sizeof(*score)), top = -INFINITY, sum = 0;
+    double *score = bench_alloc(total * sizeof(*score));
     float *values = bench_alloc(n * sizeof(*values)), *v = bench_alloc(total * D * sizeof(*v));
     size_t t = 0;
     for (deft_node_t node = run->leaves[leaf]; node != DEFT_NODE_NONE; node = deft_tree_parent(run->tree, node)) {
@@ -61,21 +61,12 @@ static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h,
             for (uint32_t d = 0; d < D; d++)
                 score[t] += (double)q[d] * stored(c->type, values[kv_head * D + d]);
             score[t] /= sqrt(D);
-            top = score[t] > top ? score[t] : top;
             bench_values(values, n, layer, BENCH_V, node, (int32_t)(info.start + i));
             for (uint32_t d = 0; d < D; d++)
                 v[t * D + d] = stored(c->type, values[kv_head * D + d]);
         }
     }
-    memset(out, 0, D * sizeof(*out));
-    for (size_t i = 0; i < t; i++) {
-        const double p = exp(score[i] - top);
-        sum += p;
-        for (uint32_t d = 0; d < D; d++)
-            out[d] += p * v[i * D + d];
-    }
-    for (uint32_t d = 0; d < D; d++)
-        out[d] /= sum;
+    bench_softmax_v(score, v, t, D, out);
     free(score);
     free(values);
     free(v);

@@ -184,7 +184,7 @@ void reference(const run *r, size_t leaf, size_t last, uint32_t h, double *out)
     const cell_t *c = r->cell;
     const uint32_t D = c->D, kv = h / (c->H / c->Hkv);
     const size_t total = deft_tree_path_len(r->tree, r->leaves[leaf]);
-    double *score = (double *)bench_alloc(total * sizeof(*score)), top = -INFINITY, sum = 0;
+    double *score = (double *)bench_alloc(total * sizeof(*score));
     float *q = (float *)bench_alloc(D * sizeof(*q)), *v = (float *)bench_alloc(total * D * sizeof(*v));
     size_t t = 0;
     for (uint32_t d = 0; d < D; d++)
@@ -201,19 +201,9 @@ void reference(const run *r, size_t leaf, size_t last, uint32_t h, double *out)
                 v[t * D + d] = stored(c->type, value(n, pos, BENCH_V, kv * D + d));
             }
             score[t] /= sqrt((double)D);
-            top = score[t] > top ? score[t] : top;
         }
     }
-    for (uint32_t d = 0; d < D; d++)
-        out[d] = 0;
-    for (size_t i = 0; i < t; i++) {
-        const double p = exp(score[i] - top);
-        sum += p;
-        for (uint32_t d = 0; d < D; d++)
-            out[d] += p * v[i * D + d];
-    }
-    for (uint32_t d = 0; d < D; d++)
-        out[d] /= sum;
+    bench_softmax_v(score, v, t, D, out);
     free(score);
     free(q);
     free(v);

@@ -145,6 +145,23 @@ void bench_values(float *x, size_t n, uint32_t layer, int plane, deft_node_t nod
     }
 }
 
+void bench_softmax_v(const double *score, const float *v, size_t n, uint32_t D, double *out)
+{
+    double top = -INFINITY, sum = 0;
+    for (size_t i = 0; i < n; i++)
+        top = score[i] > top ? score[i] : top;
+    for (uint32_t d = 0; d < D; d++)
+        out[d] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double p = exp(score[i] - top);
+        sum += p;
+        for (uint32_t d = 0; d < D; d++)
+            out[d] += p * v[i * D + d];
+    }
+    for (uint32_t d = 0; d < D; d++)
+        out[d] /= sum;
+}
+
 void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_floats)
 {
     enum { ROWS = 512 };
