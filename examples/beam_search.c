@@ -55,8 +55,9 @@ static void usage(FILE *to)
           "  --seed N             seed of the sampler (1)\n"
           "  --temperature T      0 takes the best tokens, above 0 they are drawn (0)\n"
           "  --length-penalty A   score = log probability / length^A (1)\n"
-          "  --threads N          threads that compute (all processors)\n"
-          "  --kv TYPE            f16, bf16 or f32 (f16)\n"
+          "  --device DEVICE      auto, cpu or cuda (auto: cuda where there is a device)\n"
+          "  --threads N          CPU: threads that compute (all processors)\n"
+          "  --kv TYPE            f16, bf16 or f32, which is for the CPU (f16)\n"
           "  --split SPLIT        auto, node, node-chunk, flatten or sequence (auto)\n"
           "  --dot FILE           write the tree for Graphviz\n"
           "  --raw                no chat template\n"
@@ -85,6 +86,7 @@ static int option(args_t *a, int c, const char *arg)
 {
     static const char *const splits[] = { "auto", "node", "node-chunk", "flatten", "sequence" };
     static const char *const types[] = { "", "f32", "f16", "bf16" };
+    static const char *const devices[] = { "auto", "cpu", "", "cuda" };
     double v = 0;
     int i, bad = 0;
 
@@ -100,6 +102,7 @@ static int option(args_t *a, int c, const char *arg)
     case 'l': bad = number(arg, 0, 10, &v); a->beam.length_penalty = (float)v; break;
     case 'j': bad = number(arg, 1, 1024, &v); a->engine.n_threads = (uint32_t)v; break;
     case 'o': bad = number(arg, 1, 1e9, &v); a->engine.pool_tokens = (size_t)v; break;
+    case 'D': bad = (i = name_of(arg, devices, 4)) < 0 || i == 2; a->engine.device = (deft_device_t)i; break;
     case 'k': bad = (i = name_of(arg, types, 4)) < 1; a->engine.kv_type = (deft_dtype_t)i; break;
     case 'S': bad = (i = name_of(arg, splits, 5)) < 0; a->engine.split = (deft_split_t)i; break;
     default: return 1;
@@ -115,7 +118,7 @@ static int parse(int argc, char **argv, args_t *a)
         { "tokens", 1, NULL, 't' }, { "seed", 1, NULL, 's' }, { "temperature", 1, NULL, 'T' },
         { "length-penalty", 1, NULL, 'l' }, { "threads", 1, NULL, 'j' }, { "kv", 1, NULL, 'k' },
         { "split", 1, NULL, 'S' }, { "dot", 1, NULL, 'd' }, { "raw", 0, NULL, 'r' },
-        { "pool", 1, NULL, 'o' }, { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 } };
+        { "pool", 1, NULL, 'o' }, { "device", 1, NULL, 'D' }, { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 } };
     int c;
 
     while ((c = getopt_long(argc, argv, "m:p:n:", longs, NULL)) != -1) {

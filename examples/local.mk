@@ -13,6 +13,7 @@ libengine_la_SOURCES = \
 	examples/engine/gguf.c examples/engine/gguf.h \
 	examples/engine/matmul.c examples/engine/matmul.h \
 	examples/engine/matmul_f32.h examples/engine/matmul_int.c examples/engine/matmul_panel.h \
+	examples/engine/forward.h examples/engine/forward_cpu.c \
 	examples/engine/model.c examples/engine/model.h \
 	examples/engine/pretok.c examples/engine/pretok.h \
 	examples/engine/sampler.c examples/engine/sampler.h \
@@ -21,6 +22,15 @@ libengine_la_SOURCES = \
 	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
+engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/kernels.cu examples/engine/kernels.h
+if HAVE_CUBLAS
+libengine_la_SOURCES += $(engine_cuda_sources)
+libengine_la_CPPFLAGS += $(CUDA_CPPFLAGS) -DHAVE_CUDA=1
+libengine_la_LIBADD += $(CUDA_LIBS) $(CUBLAS_LIBS)
+examples/engine/kernels.lo: examples/engine/kernels.h examples/engine/sampler.h
+else
+EXTRA_DIST += $(engine_cuda_sources)
+endif
 
 noinst_PROGRAMS += examples/beam_search
 examples_beam_search_SOURCES = examples/beam_search.c examples/common.h

@@ -53,6 +53,19 @@ deft_status_t deft_cuda_replayed(deft_step_t *step)
     return DEFT_OK;
 }
 
+deft_status_t deft_cuda_written(deft_step_t *step, uint32_t layer)
+{
+    if (step == NULL || !step->open)
+        return DEFT_ERR_INVAL;
+    deft_ctx_t *ctx = step->ctx;
+    IDEFT_TRY(check(ctx));
+    if (layer >= ctx->geom.n_layers)
+        return ideft_fail(ctx, DEFT_ERR_INVAL, "layer %u of %u", layer, ctx->geom.n_layers);
+    step->n_written += !step->written[layer];
+    step->written[layer] = 1;
+    return DEFT_OK;
+}
+
 deft_status_t deft_cuda_view(const deft_ctx_t *ctx, deft_cuda_view_t *view)
 {
     IDEFT_TRY(check(ctx));

@@ -86,7 +86,7 @@ AC_DEFUN([DEFT_CHECK_CUDA], [
                     [deft_cuda_lib=$deft_cuda_dir/$deft_dir])
             done
             deft_save_CPPFLAGS=$CPPFLAGS deft_save_LIBS=$LIBS
-            CUDA_CPPFLAGS="-I$deft_cuda_dir/include"
+            CUDA_CPPFLAGS="-isystem $deft_cuda_dir/include"
             CUDA_LIBS="-L$deft_cuda_lib -lcudart_static -ldl -lrt -lpthread"
             CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS" LIBS="$CUDA_LIBS $LIBS"
             AC_MSG_CHECKING([for the CUDA runtime 12.3 or later in $deft_cuda_dir])
@@ -108,3 +108,19 @@ AC_DEFUN([DEFT_CHECK_CUDA], [
     AC_SUBST([CUDA_LIBS])
     AC_SUBST([NVCC_GENCODE], ["$with_nvcc_gencode"])
     AM_CONDITIONAL([HAVE_CUDA], [test $have_cuda = yes])])
+
+# DEFT_CHECK_CUBLAS: the engine's products on CUDA, and what a benchmark compares with. Not for the library.
+AC_DEFUN([DEFT_CHECK_CUBLAS],
+    [have_cublas=no CUBLAS_LIBS=
+    AS_IF([test $have_cuda = yes], [
+        deft_save_CPPFLAGS=$CPPFLAGS deft_save_LIBS=$LIBS
+        CUBLAS_LIBS="-lcublas -lcublasLt"
+        CPPFLAGS="$CPPFLAGS $CUDA_CPPFLAGS" LIBS="-L$deft_cuda_lib $CUBLAS_LIBS $CUDA_LIBS $LIBS"
+        AC_MSG_CHECKING([for cuBLAS])
+        AC_LINK_IFELSE([AC_LANG_PROGRAM([[#include <cublasLt.h>
+            #include <cublas_v2.h>]], [[cublasHandle_t h; cublasLtHandle_t l;
+            return cublasCreate(&h) || cublasLtCreate(&l);]])], [have_cublas=yes], [CUBLAS_LIBS=])
+        AC_MSG_RESULT([$have_cublas])
+        CPPFLAGS=$deft_save_CPPFLAGS LIBS=$deft_save_LIBS])
+    AC_SUBST([CUBLAS_LIBS])
+    AM_CONDITIONAL([HAVE_CUBLAS], [test $have_cublas = yes])])

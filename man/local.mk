@@ -13,7 +13,7 @@ deft_man3_aliases = \
 	man/deft_ctx_create.3 man/deft_ctx_destroy.3 man/deft_ctx_info.3 man/deft_ctx_set_split.3 \
 	man/deft_last_error.3 man/deft_version.3 \
 	man/deft_cuda_replayed.3 man/deft_cuda_reserve.3 man/deft_cuda_set_stream.3 \
-	man/deft_cuda_view.3 \
+	man/deft_cuda_view.3 man/deft_cuda_written.3 \
 	man/deft_status_name.3 man/deft_strerror.3 \
 	man/deft_step_abandon.3 man/deft_step_begin.3 man/deft_step_end.3 man/deft_step_ids.3 \
 	man/deft_step_nodes.3 man/deft_step_positions.3 man/deft_step_tokens.3 \

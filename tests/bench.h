@@ -15,6 +15,7 @@ int bench_plan(int argc, char **argv);
 int bench_attend(int argc, char **argv);
 int bench_io(int argc, char **argv);
 int bench_model(int argc, char **argv);
+int bench_replay(int argc, char **argv);
 
 /* End with a message unless a call of the library succeeds. */
 #define BENCH_CHECK(_ctx, _call)                                                            \

@@ -29,5 +29,10 @@ extern const char *const bench_splits[SPLITS];
 /* bench_cuda.cu: measure a cell on the GPU, print it, sum up. */
 void bench_cuda_begin(void);
 void bench_cuda_cell(cell_t *c, const options_t *opt);
+void bench_cuda_end(void); /* gives its memory back; what was measured stays */
+
+/* The parts of the limit: reading so many bytes once, cold; so many operations. */
+double bench_cuda_read_ms(double bytes);
+double bench_cuda_compute_ms(double operations);
 
 #endif

@@ -396,6 +396,34 @@ extern "C" void bench_cuda_begin(void)
            gpu_.n_sm, clock / 1000, driver / 1000, driver % 1000 / 10, gpu_.empty_ms * 1e3);
 }
 
+/* Milliseconds of a kernel that reads so many bytes once, between measured powers of two. */
+extern "C" double bench_cuda_read_ms(double bytes)
+{
+    static double ms[24]; /* of 64 KiB << i */
+    int i = 0;
+    while (i < 22 && (double)((size_t)65536 << (i + 1)) < bytes)
+        i++;
+    for (int j = i; j < i + 2; j++)
+        if (ms[j] == 0)
+            ms[j] = time_reading((size_t)65536 << j, 15);
+    const double low = (double)((size_t)65536 << i), at = bytes <= low ? 0 : (bytes - low) / low;
+    return ms[i] + at * (ms[i + 1] - ms[i]);
+}
+
+extern "C" double bench_cuda_compute_ms(double operations)
+{
+    return operations / PEAK * 1e3 + gpu_.empty_ms;
+}
+
+/* Give back the memory that timing took. */
+extern "C" void bench_cuda_end(void)
+{
+    GPU(cudaFree(gpu_.clear));
+    GPU(cudaFree(gpu_.read));
+    gpu_.clear = gpu_.read = NULL;
+    gpu_.read_bytes = 0;
+}
+
 extern "C" void bench_cuda_cell(cell_t *c, const options_t *opt)
 {
     bench_spec_t spec;

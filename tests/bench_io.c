@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* deft_bench io: a recorded search, replayed through the public API, and the bytes that its steps
- * move. Attention itself is not computed: the plan of every step says what it would read.
- *
- * A .trace file holds trees of reasoning: a node appends a token in each of its iterations, then
- * its children are forked; a subtree is pruned when nothing in it will grow any more. A .spec file
- * holds a draft tree and accepted lengths: every step appends the last accepted token and the draft
- * below it, computes them, and keeps the accepted path. */
-#include "bench.h"
+/* deft_bench io: a recorded search (bench_trace.h), replayed through the public API, and the bytes
+ * that its steps move. Attention itself is not computed: the plan of every step says what it would
+ * read. */
+#include "bench_trace.h"
 
 #include <getopt.h>
 #include <string.h>
 
-enum { SPLITS = 5, MAX_NODES = 4096 };
+enum { SPLITS = 5 };
 static const char *const split_names[SPLITS] = { "auto", "node", "node-chunk", "flatten", "sequence" };
 
 typedef struct totals {
@@ -27,6 +23,7 @@ typedef struct options {
 
 typedef struct replay {
     deft_ctx_t *ctx;
+    trace_tree_t tree;
     totals_t sum;
     float *kv;
     size_t kv_rows;
@@ -57,9 +54,10 @@ static void close_context(replay_t *r)
     free(r->kv);
 }
 
-/* Compute what is appended; count unless it is the prompt. */
-static void step(replay_t *r, const deft_tree_t *tree, int count)
+/* A replay's step: compute what is appended; count unless it is the prompt. */
+static void step(void *arg, long iteration)
 {
+    replay_t *r = arg;
     deft_step_t *s;
     deft_step_stats_t st = { .struct_size = sizeof(st) };
     BENCH_CHECK(r->ctx, deft_step_begin(r->ctx, NULL, 0, 0, &s));
@@ -73,12 +71,12 @@ static void step(replay_t *r, const deft_tree_t *tree, int count)
     BENCH_CHECK(r->ctx, deft_step_stats(s, &st));
     BENCH_CHECK(r->ctx, deft_step_write(s, 0, r->kv, r->kv));
     BENCH_CHECK(r->ctx, deft_step_end(s));
-    if (!count)
+    if (iteration == 0)
         return;
     deft_info_t info = { .struct_size = sizeof(info) };
     deft_tree_stats_t size = { .struct_size = sizeof(size) };
     BENCH_CHECK(r->ctx, deft_ctx_info(r->ctx, &info));
-    BENCH_CHECK(r->ctx, deft_tree_stats(tree, &size));
+    BENCH_CHECK(r->ctx, deft_tree_stats(r->tree.tree, &size));
     totals_t *t = &r->sum;
     t->steps++;
     t->rows += st.rows;
@@ -95,227 +93,38 @@ static void step(replay_t *r, const deft_tree_t *tree, int count)
     t->nodes += size.n_nodes;
 }
 
-/* ---- trees of reasoning -------------------------------------------------------------------------- */
+/* ---- a file ------------------------------------------------------------------------------------ */
 
-typedef struct record {
-    int parent;
-    long tokens, first, last, done; /* done: the last iteration of anything below */
-    deft_node_t node;
-} record_t;
-
-/* One recorded tree into rec[]; returns its nodes, 0 at the end of the file. */
-static int read_tree(FILE *file, record_t *rec)
+static void replay_trace(replay_t *r, FILE *file)
 {
-    char line[256];
-    int n = 0, want = 0, index, id;
-    while (n < want || want == 0) {
-        if (fgets(line, sizeof(line), file) == NULL) {
-            if (want != 0)
-                bench_die("the trace ends inside a tree");
-            return 0;
-        }
-        if (line[0] == '#' || line[0] == '\n')
-            continue;
-        if (want == 0) {
-            if (sscanf(line, "tree %d %d", &index, &want) != 2 || want < 1 || want > MAX_NODES)
-                bench_die("not a trace: %s", line);
-            continue;
-        }
-        record_t *r = &rec[n];
-        if (sscanf(line, "node %d %d %ld %ld %ld", &id, &r->parent, &r->tokens, &r->first, &r->last) != 5 ||
-            id != n || r->parent >= n || (n > 0) != (r->parent >= 0) || r->tokens != r->last - r->first + 1)
-            bench_die("not a node of a trace: %s", line);
-        r->done = r->last;
-        r->node = DEFT_NODE_NONE;
-        n++;
-    }
-    for (int i = n - 1; i > 0; i--)
-        if (rec[rec[i].parent].done < rec[i].done)
-            rec[rec[i].parent].done = rec[i].done;
-    return n;
-}
-
-/* Children of the nodes that ended at `iteration`, in one fork each. */
-static void fork_children(replay_t *r, deft_tree_t *tree, record_t *rec, int n, long iteration)
-{
-    static int kid[MAX_NODES];
-    static deft_node_t made[MAX_NODES];
-    for (int i = 0; i < n; i++) {
-        if (rec[i].last != iteration)
-            continue;
-        size_t kids = 0;
-        for (int k = i + 1; k < n; k++)
-            if (rec[k].parent == i)
-                kid[kids++] = k;
-        if (kids == 0)
-            continue;
-        BENCH_CHECK(r->ctx, deft_tree_fork(tree, rec[i].node, kids, made));
-        for (size_t k = 0; k < kids; k++)
-            rec[kid[k]].node = made[k];
-    }
-}
-
-static void replay_tree(replay_t *r, record_t *rec, int n)
-{
-    deft_tree_t *tree;
-    long end = 0;
-    BENCH_CHECK(r->ctx, deft_tree_create(r->ctx, &tree));
-    rec[0].node = deft_tree_root(tree);
-    BENCH_CHECK(r->ctx, deft_tree_append(tree, rec[0].node, (size_t)rec[0].tokens, NULL));
-    step(r, tree, 0);
-    for (int i = 0; i < n; i++)
-        end = rec[i].last > end ? rec[i].last : end;
-    for (long iteration = 1; iteration <= end; iteration++) {
-        fork_children(r, tree, rec, n, iteration - 1);
-        int growing = 0;
-        for (int i = 1; i < n; i++) {
-            if (rec[i].first <= iteration && iteration <= rec[i].last) {
-                BENCH_CHECK(r->ctx, deft_tree_append(tree, rec[i].node, 1, NULL));
-                growing++;
-            }
-        }
-        if (growing > 0)
-            step(r, tree, 1);
-        for (int i = 1; i < n; i++) {
-            if (rec[i].node != DEFT_NODE_NONE && rec[i].done <= iteration && rec[rec[i].parent].done > iteration) {
-                BENCH_CHECK(r->ctx, deft_tree_prune(tree, rec[i].node));
-                rec[i].node = DEFT_NODE_NONE;
-            }
-        }
-    }
-    BENCH_CHECK(r->ctx, deft_tree_check(tree));
-    deft_tree_destroy(tree);
-}
-
-static void replay_trace(replay_t *r, const char *path)
-{
-    static record_t rec[MAX_NODES];
-    FILE *file = fopen(path, "r");
-    if (file == NULL)
-        bench_die("cannot read %s", path);
+    static trace_node_t nodes[TRACE_NODES];
     uint32_t trees = 0;
-    for (int n; (r->opt->trees == 0 || trees < r->opt->trees) && (n = read_tree(file, rec)) > 0; trees++)
-        replay_tree(r, rec, n);
-    fclose(file);
-}
-
-/* ---- speculative decoding ------------------------------------------------------------------------- */
-
-typedef struct draft {
-    int parent[MAX_NODES]; /* of token i; 0 is the last accepted token */
-    int n;                 /* tokens 1..n */
-    int first_child[MAX_NODES], kids[MAX_NODES];
-} draft_t;
-
-static void add_token(draft_t *d, const char *line)
-{
-    int id, parent;
-    if (sscanf(line, "token %d %d", &id, &parent) != 2 || id != d->n + 1 || parent < 0 || parent >= id ||
-        id >= MAX_NODES)
-        bench_die("not a token of a draft tree: %s", line);
-    d->n = id;
-    d->parent[id] = parent;
-    if (d->kids[parent]++ == 0)
-        d->first_child[parent] = id;
-}
-
-/* Hang the draft below `top`: a chain of only children becomes one node. node_of[t] is the node of
- * token t, at[t] how many tokens of it end with t. */
-static void grow_draft(replay_t *r, deft_tree_t *tree, const draft_t *d, deft_node_t top, deft_node_t *node_of,
-                       size_t *at)
-{
-    node_of[0] = top;
-    at[0] = 0;
-    for (int t = 0; t <= d->n; t++) {
-        static deft_node_t kids[MAX_NODES];
-        if (d->kids[t] == 0)
-            continue;
-        if (t != 0 && d->kids[t] == 1) { /* goes on in the same node */
-            node_of[d->first_child[t]] = node_of[t];
-            at[d->first_child[t]] = at[t] + 1;
-            continue;
-        }
-        BENCH_CHECK(r->ctx, deft_tree_fork(tree, node_of[t], (size_t)d->kids[t], kids));
-        for (int k = t + 1, i = 0; k <= d->n; k++) {
-            if (d->parent[k] == t) {
-                node_of[k] = kids[i++];
-                at[k] = 1;
-            }
-        }
-        /* a node's tokens come before its children: append the whole chain now */
-        for (int k = t + 1; k <= d->n; k++) {
-            size_t len = 1;
-            if (d->parent[k] != t)
-                continue;
-            for (int c = k; d->kids[c] == 1; c = d->first_child[c])
-                len++;
-            BENCH_CHECK(r->ctx, deft_tree_append(tree, node_of[k], len, NULL));
-        }
+    for (int n; (r->opt->trees == 0 || trees < r->opt->trees) && (n = trace_read(file, nodes)) > 0; trees++) {
+        trace_tree_begin(&r->tree, r->ctx, 0, 0, step, r);
+        trace_replay(nodes, n, &trace_tree_ops, &r->tree);
+        trace_tree_end(&r->tree);
     }
 }
 
-/* One decode step that accepts `accepted` tokens, the new one included. Returns the path's end. */
-static deft_node_t speculate(replay_t *r, deft_tree_t *tree, const draft_t *d, deft_node_t top, long accepted)
+static uint32_t replay_spec(replay_t *r, FILE *file)
 {
-    static deft_node_t node_of[MAX_NODES];
-    static size_t at[MAX_NODES];
-    BENCH_CHECK(r->ctx, deft_tree_append(tree, top, 1, NULL));
-    grow_draft(r, tree, d, top, node_of, at);
-    step(r, tree, 1);
-    int last = 0;
-    for (long i = 1; i < accepted && d->kids[last] > 0; i++)
-        last = d->first_child[last];
-    BENCH_CHECK(r->ctx, deft_tree_commit(tree, node_of[last], DEFT_COMMIT_PATH));
-    if (last != 0)
-        BENCH_CHECK(r->ctx, deft_tree_truncate(tree, node_of[last], at[last]));
-    BENCH_CHECK(r->ctx, deft_tree_merge(tree, node_of[last], &top));
-    return top;
+    r->tree.ctx = r->ctx;
+    r->tree.step = step;
+    r->tree.arg = r;
+    return trace_speculate(&r->tree, file, r->opt->prompt, r->opt->trees, 0);
 }
 
-static void replay_record(replay_t *r, const draft_t *d, char *line)
+static void replay_file(replay_t *r, const char *path)
 {
-    deft_tree_t *tree;
-    char *at = line + strlen("record");
-    long n = strtol(at, &at, 10), expect = r->opt->prompt;
-    BENCH_CHECK(r->ctx, deft_tree_create(r->ctx, &tree));
-    deft_node_t top = deft_tree_root(tree);
-    BENCH_CHECK(r->ctx, deft_tree_append(tree, top, r->opt->prompt, NULL));
-    step(r, tree, 0);
-    for (; n > 0; n--) {
-        char *end;
-        const long accepted = strtol(at, &end, 10);
-        if (end == at)
-            bench_die("a record is too short");
-        at = end;
-        top = speculate(r, tree, d, top, accepted);
-        expect += accepted;
-        if (deft_tree_path_len(tree, top) > (size_t)expect)
-            bench_die("%zu tokens kept, %ld accepted", deft_tree_path_len(tree, top), expect);
-    }
-    BENCH_CHECK(r->ctx, deft_tree_check(tree));
-    deft_tree_destroy(tree);
-}
-
-static void replay_spec(replay_t *r, const char *path)
-{
-    static char line[65536];
-    static draft_t d;
+    const char *dot = strrchr(path, '.');
     FILE *file = fopen(path, "r");
     if (file == NULL)
         bench_die("cannot read %s", path);
-    memset(&d, 0, sizeof(d));
-    uint32_t records = 0;
-    while (fgets(line, sizeof(line), file) != NULL && (r->opt->trees == 0 || records < r->opt->trees)) {
-        if (strncmp(line, "token", 5) == 0)
-            add_token(&d, line);
-        else if (strncmp(line, "record", 6) == 0)
-            replay_record(r, &d, line), records++;
-        else if (line[0] != '#' && line[0] != '\n')
-            bench_die("not a line of a draft record: %s", line);
-    }
-    fclose(file);
-    if (records == 0)
+    if (dot == NULL || strcmp(dot, ".spec") != 0)
+        replay_trace(r, file);
+    else if (replay_spec(r, file) == 0)
         bench_die("%s holds no record", path);
+    fclose(file);
 }
 
 /* ---- the table ------------------------------------------------------------------------------------ */
@@ -380,13 +189,12 @@ int bench_io(int argc, char **argv)
     }
     if (optind + 1 != argc || opt.prompt == 0)
         return usage(2);
-    const char *path = argv[optind], *dot = strrchr(path, '.');
-    const int spec = dot != NULL && strcmp(dot, ".spec") == 0;
+    const char *path = argv[optind];
     totals_t first = { 0 };
     for (int split = 0; split < SPLITS; split++) {
         replay_t r;
         open_context(&r, 1 << 17, split, &opt);
-        (spec ? replay_spec : replay_trace)(&r, path);
+        replay_file(&r, path);
         if (r.sum.steps == 0)
             bench_die("%s holds no step", path);
         if (split == 0) {

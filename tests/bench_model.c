@@ -30,7 +30,7 @@ static cell_t measure(engine_t *e, deft_tree_t *tree, size_t n, float *logits, d
         }
         engine_reset_times(e);
         double start = bench_now();
-        if (engine_step(e, NULL, 0, 0, NULL, n, logits) != 0)
+        if (engine_step(e, NULL, 0, 0, &(engine_output_t){ .n = n, .logits = logits }) != 0)
             bench_die("%s", engine_error(e));
         const engine_times_t *x = engine_times(e);
         t[0][i] = 1e3 * (bench_now() - start);
@@ -92,7 +92,7 @@ int bench_model(int argc, char **argv)
     static const struct option longs[] = { { "threads", 1, NULL, 't' }, { "kv", 1, NULL, 'k' },
                                            { "json", 0, NULL, 'j' },
                                            { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 } };
-    engine_options_t o = { .n_threads = 2, .pool_tokens = 8192 };
+    engine_options_t o = { .device = DEFT_DEVICE_CPU, .n_threads = 2, .pool_tokens = 8192 };
     const char *model = getenv("DEFT_TEST_MODEL");
     engine_t *e;
     char err[256];

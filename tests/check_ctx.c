@@ -189,9 +189,11 @@ START_TEST(test_cuda_calls_on_another_device)
     ck_assert_int_eq(deft_cuda_reserve(NULL, 10, 10), DEFT_ERR_INVAL);
     ck_assert_int_eq(deft_cuda_view(NULL, &view), DEFT_ERR_INVAL);
     ck_assert_int_eq(deft_cuda_replayed(NULL), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_cuda_written(NULL, 0), DEFT_ERR_INVAL);
     plant();
     T_OK(world_begin(w, NULL, 0, 0, &ss));
     ck_assert_int_eq(deft_cuda_replayed(ss.step), DEFT_ERR_UNSUPPORTED);
+    ck_assert_int_eq(deft_cuda_written(ss.step, 0), DEFT_ERR_UNSUPPORTED);
     deft_step_abandon(ss.step);
     sstep_free(&ss);
 }

@@ -350,6 +350,115 @@ static void pointers(void)
     pass_free(&p);
 }
 
+/* ---- K and V that the caller stores ---- */
+
+/* K and V of a step's rows from the host to where deft_cuda_view() says. */
+static void store(const pass_t *p, const deft_cuda_view_t *view, uint32_t layer, const uint32_t *slots, size_t rows,
+                  uint16_t *const kv[2])
+{
+    const size_t heads = p->w->Hkv, dim = p->w->D;
+    uint16_t *pool = view->pool;
+
+    for (size_t i = 0; i < 2; i++) {
+        for (size_t r = 0; r < rows; r++) {
+            for (size_t h = 0; h < heads; h++) {
+                const size_t to = (((layer * 2 + i) * heads + h) * view->pool_tokens + slots[r]) * dim;
+
+                GPU(cudaMemcpyAsync(pool + to, kv[i] + (r * heads + h) * dim, dim * 2, cudaMemcpyHostToDevice,
+                                    view->stream));
+            }
+        }
+    }
+}
+
+static void own_write(void)
+{
+    deft_config_t cfg = t_config(2000);
+    deft_cuda_view_t view = { .struct_size = sizeof(view) };
+    pass_t p;
+    play_t play = { .max_trees = 1, .max_nodes = 40, .max_len = 20, .id_range = 9 };
+    sstep_t ss;
+    uint16_t *kv[LAYERS][2];
+
+    cfg.n_q_heads = 8;
+    cfg.n_kv_heads = 2;
+    cfg.head_dim = 128;
+    cfg.kv_type = DEFT_BF16;
+    pass_init(&p, &cfg, 9);
+    play.w = p.w;
+    rng_init(&play.rng, 9);
+    grow_trunk(&p, 300);
+    play_build(&play, p.w->trees[0], SHAPE_RANDOM, 20);
+
+    /* the step with K and V of our own first: its slots hold nothing of use before */
+    T_OK(world_begin(p.w, NULL, 0, 0, &ss));
+    const size_t rows = ss.n;
+    T_CHECK(rows > 20 && rows <= MOST_ROWS, "%zu rows", rows);
+    T_OK(deft_cuda_view(p.w->ctx, &view));
+    T_CHECK(rows <= view.max_rows, "%zu rows, room for %zu", rows, view.max_rows);
+    uint32_t *slots = t_alloc(rows * sizeof(*slots));
+    GPU(cudaStreamSynchronize(p.stream));
+    GPU(cudaMemcpy(slots, view.slots, rows * sizeof(*slots), cudaMemcpyDeviceToHost));
+    for (size_t r = 0; r < rows; r++) {
+        T_CHECK(slots[r] < view.pool_tokens, "row %zu: slot %u of %zu", r, slots[r], view.pool_tokens);
+    }
+    poison(&p);
+    T_STATUS(deft_cuda_written(NULL, 0), DEFT_ERR_INVAL);
+    T_STATUS(deft_cuda_written(ss.step, LAYERS), DEFT_ERR_INVAL);
+    T_STATUS(deft_cuda_written(ss.step, UINT32_MAX), DEFT_ERR_INVAL);
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        for (int i = 0; i < 2; i++) {
+            kv[l][i] = t_alloc(rows * p.kv_bytes);
+            GPU(cudaMemcpy(kv[l][i], i == 0 ? p.k[l] : p.v[l], rows * p.kv_bytes, cudaMemcpyDeviceToHost));
+        }
+        T_STATUS(deft_step_attend(ss.step, l, p.q[l], p.o[l]), DEFT_ERR_STATE);
+        T_STATUS(deft_step_end(ss.step), DEFT_ERR_STATE);
+        store(&p, &view, l, slots, rows, kv[l]);
+        T_OK(deft_cuda_written(ss.step, l));
+        T_OK(deft_cuda_written(ss.step, l)); /* counts once */
+        T_OK(deft_step_attend(ss.step, l, p.q[l], p.o[l]));
+    }
+    fetch(&p, rows, p.a);
+    deft_step_abandon(ss.step);
+    T_STATUS(deft_cuda_written(ss.step, 0), DEFT_ERR_INVAL);
+    sstep_free(&ss);
+
+    T_OK(world_begin(p.w, NULL, 0, 0, &ss));
+    T_CHECK(ss.n == rows, "%zu rows, %zu before", ss.n, rows);
+    T_STATUS(deft_step_attend(ss.step, 0, p.q[0], p.o[0]), DEFT_ERR_STATE); /* of the step before */
+    poison(&p);
+    launch(&p, ss.step);
+    fetch(&p, rows, p.b);
+    for (size_t j = 0; j < LAYERS * rows * p.q_bytes / 2; j++) {
+        T_CHECK(p.a[j] == p.b[j] && p.a[j] != 0xffff, "output %zu of %zu rows: %04x by our own write, %04x without", j,
+                rows, p.a[j], p.b[j]);
+    }
+    world_end(p.w, &ss);
+    sstep_free(&ss);
+
+    /* a step whose layers were all written so can end */
+    play_append(&play, p.w->trees[0], play_leaf(&play, p.w->trees[0]), 1);
+    T_OK(world_begin(p.w, NULL, 0, 0, &ss));
+    T_CHECK(ss.n == 1, "%zu rows", ss.n);
+    T_OK(deft_cuda_view(p.w->ctx, &view));
+    GPU(cudaStreamSynchronize(p.stream));
+    GPU(cudaMemcpy(slots, view.slots, sizeof(*slots), cudaMemcpyDeviceToHost));
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        store(&p, &view, l, slots, 1, kv[l]);
+        T_OK(deft_cuda_written(ss.step, l));
+    }
+    world_end(p.w, &ss);
+    sstep_free(&ss);
+    printf("own write: %zu rows gave the same bits\n", rows);
+    GPU(cudaStreamSynchronize(p.stream));
+    for (int l = 0; l < LAYERS; l++) {
+        free(kv[l][0]);
+        free(kv[l][1]);
+    }
+    free(slots);
+    pass_free(&p);
+}
+
 /* ---- what cannot be made ---- */
 
 static char last_line[512];
@@ -465,6 +574,7 @@ int main(int argc, char **argv)
     }
     refusals();
     pointers();
+    own_write();
     bounds();
     graph_replays(DEFT_F16, 8, 2, 128, 0, 1);
     graph_replays(DEFT_BF16, 3, 3, 64, 4000, 2);

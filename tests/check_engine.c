@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The engine's forward pass and search, on the model that DEFT_TEST_MODEL names; skipped without. */
+/* The engine's forward pass and search, on the model that DEFT_TEST_MODEL names; skipped without. On
+ * the GPU where DEFT_TEST_DEVICE is cuda: products are in 16 bits there, so that a token may differ
+ * where two logits are as good as equal, and cuBLAS does not give a row the same bits in every batch. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,12 +14,16 @@
 #include "util.h"
 
 static engine_t *e;
+static int cuda;
 
 static void open_model(size_t pool_tokens)
 {
+    const char *device = getenv("DEFT_TEST_DEVICE");
     engine_options_t o = { .n_threads = 2, .pool_tokens = pool_tokens };
     char err[256] = "";
 
+    cuda = device && strcmp(device, "cuda") == 0;
+    o.device = cuda ? DEFT_DEVICE_CUDA : DEFT_DEVICE_CPU;
     ck_assert_msg(engine_open(getenv("DEFT_TEST_MODEL"), &o, &e, err, sizeof(err)) == 0, "%s", err);
 }
 
@@ -44,7 +50,7 @@ START_TEST(test_engine_logits_match_reference)
     ck_assert_uint_eq(engine_vocab(e), h[3]);
     ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
     ck_assert(deft_tree_append(tree, deft_tree_root(tree), h[0], ids) == DEFT_OK);
-    ck_assert(engine_step(e, NULL, 0, 0, (const uint32_t *)rows, h[1], logits) == 0);
+    ck_assert(engine_step(e, NULL, 0, 0, &(engine_output_t){ .which = (const uint32_t *)rows, .n = h[1], .logits = logits }) == 0);
     for (size_t r = 0; r < h[1]; r++)
         for (size_t i = 0; i < h[2]; i++) {
             double a = ref[r * h[2] + i], b = logits[r * h[3] + (size_t)sample[i]];
@@ -77,19 +83,24 @@ static int follow(char *line, float *logits)
     }
     ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
     const deft_node_t root = deft_tree_root(tree);
-    ck_assert(engine_prefill(e, tree, root, ids, n, 0, logits) == 0);
+    const engine_output_t out = { .n = 1, .logits = logits };
+    ck_assert(engine_prefill(e, tree, root, ids, n, 0, &out) == 0);
     at = bar + 1;
     for (char *end;; at = end) {
         const int32_t want = (int32_t)strtol(at, &end, 10);
         if (end == at)
             break;
-        if (sampler_argmax(logits, engine_vocab(e)) != want) {
+        const int32_t best = sampler_argmax(logits, engine_vocab(e));
+        const float gap = logits[best] - logits[want];
+        if (best != want && cuda && gap < 0.05f)
+            printf("token %d in place of %d, whose logit is %.3f less\n", best, want, (double)gap);
+        else if (best != want) {
             compared = -1;
             break;
         }
         compared++;
         ck_assert(deft_tree_append(tree, root, 1, &want) == DEFT_OK);
-        ck_assert(engine_step(e, NULL, 0, 0, NULL, 1, logits) == 0);
+        ck_assert(engine_step(e, NULL, 0, 0, &out) == 0);
     }
     deft_tree_destroy(tree);
     return compared;
@@ -152,7 +163,10 @@ START_TEST(test_search_tree_equals_copies)
         const beam_t *a = &r[0].beams[i], *b = &r[1].beams[i];
         ck_assert_uint_eq(a->n, b->n);
         ck_assert_int_eq(memcmp(a->ids, b->ids, a->n * sizeof(*a->ids)), 0);
-        ck_assert_int_eq(memcmp(&a->logprob, &b->logprob, sizeof(a->logprob)), 0);
+        if (cuda)
+            ck_assert_double_eq_tol(a->logprob, b->logprob, 2e-2);
+        else
+            ck_assert_int_eq(memcmp(&a->logprob, &b->logprob, sizeof(a->logprob)), 0);
     }
     beam_result_free(&r[0]);
     beam_result_free(&r[1]);

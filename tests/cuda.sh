@@ -29,3 +29,8 @@ export CK_FORK DEFT_TEST_DEVICE
 for suite in check_attn check_props check_invariant; do
     "$dir/$suite"
 done
+# The engine, where it was built with cuBLAS; its model, where there is one.
+if test -x "$dir/check_kernels"; then
+    "$dir/check_kernels"
+    test -z "${DEFT_TEST_MODEL:-}" || "$dir/check_engine"
+fi

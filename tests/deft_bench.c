@@ -16,6 +16,9 @@ static const struct {
 #ifdef HAVE_ENGINE
     { "model", bench_model, "decode steps of a real model" },
 #endif
+#ifdef HAVE_REPLAY
+    { "replay", bench_replay, "a search decoded end to end on a GPU, beside baselines" },
+#endif
 };
 
 static int usage(int status)

@@ -99,13 +99,31 @@ TESTS += $(tests_programs) tests/cuda.sh tests/headers.sh tests/man.sh tests/sym
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += deft_bench
 deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_cell.h tests/bench_io.c \
-	tests/bench_plan.c tests/bench_tree.c tests/bench_util.c
+	tests/bench_plan.c tests/bench_trace.c tests/bench_trace.h tests/bench_tree.c tests/bench_util.c
 deft_bench_CPPFLAGS = $(tests_cppflags) -I$(top_builddir)
 deft_bench_LDADD = libdeft.la $(LIBM)
 if HAVE_ENGINE
 deft_bench_SOURCES += tests/bench_model.c
 deft_bench_CPPFLAGS += -DHAVE_ENGINE=1 -I$(top_srcdir)/examples/engine
 deft_bench_LDADD += libengine.la
+endif
+
+replay_sources = tests/bench_replay.c tests/bench_unfused.h
+if HAVE_CUBLAS
+if HAVE_ENGINE
+check_PROGRAMS += tests/check_kernels
+tests_check_kernels_SOURCES = tests/check_kernels.c
+tests_check_kernels_CPPFLAGS = $(tests_cppflags) -I$(top_srcdir)/examples/engine $(CUDA_CPPFLAGS)
+tests_check_kernels_LDADD = libengine.la $(tests_libs)
+check_LTLIBRARIES += libbench_unfused.la
+libbench_unfused_la_SOURCES = tests/bench_unfused.cu
+deft_bench_SOURCES += $(replay_sources)
+deft_bench_CPPFLAGS += -DHAVE_REPLAY=1 $(CUDA_CPPFLAGS)
+deft_bench_LDADD += libbench_unfused.la libbench_cuda.la $(CUDA_LIBS) $(CUBLAS_LIBS)
+tests/bench_unfused.lo: tests/bench.h tests/bench_unfused.h examples/engine/model.h
+endif
+else
+EXTRA_DIST += $(replay_sources) tests/bench_unfused.cu tests/check_kernels.c
 endif
 
 if HAVE_CUDA

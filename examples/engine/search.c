@@ -34,7 +34,8 @@ typedef struct search {
     size_t n_prompt;
     live_t live[MAX_BEAMS];
     size_t n_live;
-    float *logits; /* [MAX_BEAMS][vocab] of the live beams */
+    candidate_t *top; /* [MAX_BEAMS][width] of the live beams */
+    size_t width;     /* one more than beams: an end token may be among the best */
     sampler_t random;
     beam_result_t *r;
 } search_t;
@@ -58,12 +59,11 @@ static int by_score(const void *a, const void *b)
 /* The best continuations of all live beams, best first. */
 static size_t choose(search_t *s, choice_t *out)
 {
-    candidate_t top[MAX_BEAMS + 1];
-    size_t vocab = engine_vocab(s->e), n = 0;
+    size_t n = 0;
 
     for (size_t b = 0; b < s->n_live; b++) {
-        size_t k = sampler_top(s->logits + b * vocab, vocab, s->o->beams + 1, top);
-        for (size_t i = 0; i < k; i++) {
+        const candidate_t *top = s->top + b * s->width;
+        for (size_t i = 0; i < s->width; i++) {
             choice_t *c = &out[n];
             *c = (choice_t){ b, top[i].id, s->live[b].logprob + (double)top[i].logprob, 0 };
             c->key = c->logprob;
@@ -123,7 +123,7 @@ static deft_status_t copy_beam(search_t *s, const live_t *from, live_t *to)
             status = deft_tree_append(to->tree, to->node, info.len, ids + at);
         if (status == DEFT_OK && info.len > 0) {
             deft_rows_t rows = { to->tree, to->node, 0 };
-            if (engine_step(s->e, &rows, 1, s->o->flags, NULL, 0, NULL) != 0)
+            if (engine_step(s->e, &rows, 1, s->o->flags, NULL) != 0)
                 status = DEFT_ERR_STATE;
         }
         at += info.len;
@@ -241,12 +241,13 @@ static deft_status_t advance(search_t *s, const choice_t *kept, size_t n, const 
 
 static int compute(search_t *s)
 {
+    const engine_output_t out = { .n = s->n_live, .k = s->width, .top = s->top };
     deft_rows_t rows[MAX_BEAMS];
 
     for (size_t i = 0; i < s->n_live; i++)
         rows[i] = (deft_rows_t){ s->live[i].tree, s->live[i].node, 0 };
     s->r->steps++;
-    return engine_step(s->e, rows, s->n_live, s->o->flags, NULL, s->n_live, s->logits);
+    return engine_step(s->e, rows, s->n_live, s->o->flags, &out);
 }
 
 static int rounds(search_t *s, const char **why)
@@ -281,12 +282,14 @@ static int start(search_t *s, const char **why)
 
     *root = (live_t){ s->tree, deft_tree_root(s->tree), 0, 0, malloc(sizeof(int32_t)) };
     s->n_live = 1;
-    s->logits = malloc(MAX_BEAMS * (size_t)engine_vocab(s->e) * sizeof(float));
-    if (!s->logits || !root->ids) {
+    s->width = s->o->beams + 1 < engine_vocab(s->e) ? s->o->beams + 1 : engine_vocab(s->e);
+    s->top = malloc(MAX_BEAMS * s->width * sizeof(*s->top));
+    if (!s->top || !root->ids) {
         *why = "out of memory";
         return -1;
     }
-    if (engine_prefill(s->e, root->tree, root->node, s->prompt, s->n_prompt, 0, s->logits) == 0)
+    const engine_output_t out = { .n = 1, .k = s->width, .top = s->top };
+    if (engine_prefill(s->e, root->tree, root->node, s->prompt, s->n_prompt, 0, &out) == 0)
         return 0;
     *why = engine_error(s->e);
     return -1;
@@ -315,7 +318,7 @@ int beam_search(engine_t *engine, deft_tree_t *tree, const int32_t *prompt, size
         if (options->copies && status == 0 && !result->full && s.live[i].tree != tree)
             deft_tree_destroy(s.live[i].tree);
     }
-    free(s.logits);
+    free(s.top);
     if (status != 0)
         beam_result_free(result);
     else if (result->n_beams > 1)

@@ -56,6 +56,12 @@ DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t no
  *  this context since its buffers last moved). Cost: O(layers). */
 DEFT_API deft_status_t deft_cuda_replayed(deft_step_t *step);
 
+/** The caller has launched a kernel of its own, in the context's stream, that stores K and V of the
+ *  step's rows in the pool where deft_cuda_view() says: in place of deft_step_write(), so that one
+ *  kernel rotates K and stores it. What such a kernel stores elsewhere damages other branches.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_UNSUPPORTED. Cost: O(1). */
+DEFT_API deft_status_t deft_cuda_written(deft_step_t *step, uint32_t layer);
+
 /** Where things are on the device, for kernels of the caller. Valid until the context is destroyed;
  *  `positions`, `ids`, `slots` and `n_rows` until its buffers move, which they do not once captured. */
 typedef struct deft_cuda_view {
