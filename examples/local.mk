@@ -22,12 +22,12 @@ libengine_la_SOURCES = \
 	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
-engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/kernels.cu examples/engine/kernels.h
+engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/forward_kernels.cu examples/engine/forward_kernels.h
 if HAVE_CUBLAS
 libengine_la_SOURCES += $(engine_cuda_sources)
 libengine_la_CPPFLAGS += $(CUDA_CPPFLAGS) -DHAVE_CUDA=1
 libengine_la_LIBADD += $(CUDA_LIBS) $(CUBLAS_LIBS)
-examples/engine/kernels.lo: examples/engine/kernels.h examples/engine/sampler.h
+examples/engine/forward_kernels.lo: examples/engine/forward_kernels.h examples/engine/sampler.h
 else
 EXTRA_DIST += $(engine_cuda_sources)
 endif

@@ -21,7 +21,7 @@
 #include "bench_cell.h"
 #include "bench_trace.h"
 #include "bench_unfused.h"
-#include "kernels.h"
+#include "forward_kernels.h"
 #include "model.h"
 
 enum { SEQUENCE = 4, COPIES = 5, UNFUSED = 6, MODES = 7, TOP = 8, MAX_ROWS = 2048, KEPT_STEPS = 48 };
@@ -506,7 +506,7 @@ static double used_gib(void)
 static int open_engine(replay_t *r, const searches_t *all)
 {
     const replay_options_t *o = r->o;
-    const size_t live = o->spec ? (size_t)o->prompt + 8192 : r->mode == COPIES ? all->paths : all->live;
+    const size_t live = r->mode == COPIES ? all->paths : all->live;
     engine_options_t eo = { .device = DEFT_DEVICE_CUDA, .kv_type = o->type, .seed = 1,
                             .split = r->mode < COPIES ? (deft_split_t)r->mode :
                                      r->mode == COPIES ? DEFT_SPLIT_SEQUENCE : DEFT_SPLIT_AUTO };
@@ -584,7 +584,7 @@ static int run_mode(const replay_options_t *o, const searches_t *all, int mode, 
     if (mode == COPIES)
         make_values(r);
     if (mode == UNFUSED)
-        r->unfused = unfused_create(r->e, o->type == DEFT_BF16, all->rows);
+        r->unfused = unfused_create(r->e, o->type == DEFT_BF16, r->batch, all->live);
     const double before = used_gib();
     for (size_t i = 0; i < all->n; i++)
         replay_search(r, &all->list[i]);
@@ -674,7 +674,10 @@ int bench_replay(int argc, char **argv)
         draw_searches(&o, &all);
     else if (!o.spec)
         make_shape(&o, &all);
-    all.rows = o.spec ? 128 : all.rows;
+    if (o.spec) {
+        all.rows = 128;
+        all.live = (size_t)o.prompt + 8192;
+    }
     if (all.rows > MAX_ROWS)
         bench_die("%zu leaves at a time: %d at most", all.rows, MAX_ROWS);
     bench_cuda_begin();

@@ -14,8 +14,9 @@ extern "C" {
 
 typedef struct unfused unfused_t;
 
-/* For steps of up to max_rows rows of one tree. */
-unfused_t *unfused_create(engine_t *e, int bf16, size_t max_rows);
+/* For steps of up to max_rows rows, batches of the prompt included, of one tree of up to so many
+ * tokens (places). */
+unfused_t *unfused_create(engine_t *e, int bf16, size_t max_rows, size_t places);
 void unfused_destroy(unfused_t *u); /* NULL is accepted */
 
 /* A search begins in this tree. drafts: of the rows of a step the first few are kept, one path, as

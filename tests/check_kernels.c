@@ -9,7 +9,7 @@
 #include <cuda_runtime_api.h>
 
 #include "device.h"
-#include "kernels.h"
+#include "forward_kernels.h"
 #include "util.h"
 
 #define GPU(_expr)                                                                    \

@@ -138,7 +138,13 @@ EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif
 
 EXTRA_DIST += tests/cuda.sh tests/headers.sh tests/man.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
-	tests/corpus tests/golden tests/data
+	tests/corpus tests/golden tests/data tests/paper
+
+# The paper's claims on this machine's GPU: make paper TRACES=folder [OUT=folder].
+paper: deft_bench
+	out='$(OUT)'; DEFT_BENCH=./deft_bench $(SHELL) $(srcdir)/tests/paper/paper.sh '$(TRACES)' "$${out:-paper}" && \
+	    python3 $(srcdir)/tests/paper/report.py "$${out:-paper}"
+.PHONY: paper
 
 # What check-valgrind runs.
 valgrind_tests = tests/check_ctx tests/check_tree tests/check_pool tests/check_step \

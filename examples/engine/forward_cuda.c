@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The forward pass on CUDA: products by cuBLASLt, attention by libdeft, the rest by kernels.cu, a
+/* The forward pass on CUDA: products by cuBLASLt, attention by libdeft, the rest by forward_kernels.cu, a
  * whole pass one CUDA graph.
  *
  * A graph is captured once for each number of rows out of a short list, and serves every step of up
@@ -13,7 +13,7 @@
 
 #include "deft/cuda.h"
 #include "forward.h"
-#include "kernels.h"
+#include "forward_kernels.h"
 
 /* Products of a layer, and the last. */
 enum { QKV, OUT, GATE_UP, DOWN, HEAD, KINDS };

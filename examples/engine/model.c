@@ -207,7 +207,7 @@ int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
 static int open_device(engine_t *e, const engine_options_t *o)
 {
 #ifdef HAVE_CUDA
-    if (o->device == DEFT_DEVICE_CUDA || o->device == DEFT_DEVICE_AUTO) {
+    if (o->device == DEFT_DEVICE_CUDA || (o->device == DEFT_DEVICE_AUTO && o->kv_type != DEFT_F32)) {
         e->ops = &forward_cuda;
         const int status = e->ops->open(e, o);
         if (status == 0 || o->device == DEFT_DEVICE_CUDA || status != ENGINE_NO_DEVICE)

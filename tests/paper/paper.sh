@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # The paper's claims on a GPU: searches decoded end to end, against baselines in the same engine.
 #
-#     sh tests/paper/run.sh TRACES OUT [PART]...
+#     sh tests/paper/paper.sh TRACES OUT [PART]...
 #
 # TRACES: the folder with sorting128.trace, docmerge.trace, APPS_tree_size32.spec and _size64.spec of the
 # paper's data set. OUT gets one line of JSON a run (results.json), the time of every step of one search

@@ -2,8 +2,8 @@
 /* The kernels of a forward pass that are neither products nor attention. Rows are those of the step,
  * [*n_rows]; grids are for `rows` of them, so that a captured launch serves any number up to that.
  * T: f16, or bf16 where bf16 is 1. All of them return a cudaError_t. */
-#ifndef ENGINE_KERNELS_H
-#define ENGINE_KERNELS_H
+#ifndef ENGINE_FORWARD_KERNELS_H
+#define ENGINE_FORWARD_KERNELS_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Each kernel waits for the one before it first of all, and lets the next one start as early: what
  * they have is latency. */
-#include "kernels.h"
+#include "forward_kernels.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
