@@ -9,7 +9,7 @@ noinst_LTLIBRARIES += libengine.la
 libengine_la_SOURCES = \
 	examples/engine/bpe.c examples/engine/bpe.h \
 	examples/engine/chat.c examples/engine/chat.h \
-	examples/engine/dequant.c examples/engine/error.h \
+	examples/engine/dequant.c examples/engine/draft.c examples/engine/draft.h examples/engine/error.h \
 	examples/engine/gguf.c examples/engine/gguf.h \
 	examples/engine/matmul.c examples/engine/matmul.h \
 	examples/engine/matmul_f32.h examples/engine/matmul_int.c examples/engine/matmul_panel.h \
@@ -32,10 +32,16 @@ else
 EXTRA_DIST += $(engine_cuda_sources)
 endif
 
-noinst_PROGRAMS += examples/beam_search
-examples_beam_search_SOURCES = examples/beam_search.c examples/common.h
-examples_beam_search_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
-examples_beam_search_LDADD = libengine.la libdeft.la $(LIBM)
+noinst_PROGRAMS += examples/beam_search examples/speculative
+cli_sources = examples/cli.c examples/cli.h examples/common.h
+cli_cppflags = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
+cli_libs = libengine.la libdeft.la $(LIBM)
+examples_beam_search_SOURCES = examples/beam_search.c $(cli_sources)
+examples_beam_search_CPPFLAGS = $(cli_cppflags)
+examples_beam_search_LDADD = $(cli_libs)
+examples_speculative_SOURCES = examples/speculative.c $(cli_sources)
+examples_speculative_CPPFLAGS = $(cli_cppflags)
+examples_speculative_LDADD = $(cli_libs)
 endif
 
 EXTRA_DIST += examples/quickstart.sh examples/get_model.sh examples/packages.sh

@@ -56,7 +56,9 @@ logged() { # what, command...
 
 configure() {
     say "configuring"
-    (cd "$build" && logged configure "$top/configure" --disable-static --with-cuda=no) # the engine is on the CPU
+    cuda=no # compiling for GPUs takes a minute
+    ! nvidia-smi -L >/dev/null 2>&1 || cuda=guess
+    (cd "$build" && logged configure "$top/configure" --disable-static --with-cuda=$cuda)
 }
 
 mkdir -p "$build"

@@ -30,9 +30,10 @@ deft_man3_aliases = \
 
 man3_MANS = $(deft_man3_pages) $(deft_man3_aliases)
 man7_MANS = man/deft.7
-noinst_DATA += man/beam_search.1
-EXTRA_DIST += $(deft_man3_in) man/deft.7in man/beam_search.1in
-CLEANFILES += $(man3_MANS) $(man7_MANS) man/beam_search.1
+example_pages = man/beam_search.1 man/speculative.1
+noinst_DATA += $(example_pages)
+EXTRA_DIST += $(deft_man3_in) man/deft.7in man/beam_search.1in man/speculative.1in
+CLEANFILES += $(man3_MANS) $(man7_MANS) $(example_pages)
 
 deft_man_fill = $(AM_V_GEN)$(MKDIR_P) man && \
 	$(SED) -e 's/@VERSION[@]/$(VERSION)/' -e 's/@DATE[@]/$(DEFT_DATE)/' $< >$@.tmp && \
@@ -44,7 +45,7 @@ deft_man_fill = $(AM_V_GEN)$(MKDIR_P) man && \
 	$(deft_man_fill)
 .7in.7:
 	$(deft_man_fill)
-$(deft_man3_pages) man/deft.7 man/beam_search.1: Makefile
+$(deft_man3_pages) man/deft.7 $(example_pages): Makefile
 
 $(deft_man3_aliases): $(deft_man3_in)
 	$(AM_V_GEN)$(MKDIR_P) man && name=`basename $@ .3` && \

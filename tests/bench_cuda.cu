@@ -16,14 +16,8 @@
 extern "C" {
 #include "bench_cell.h"
 }
+#include "bench_gpu.h"
 #include "deft/cuda.h"
-
-#define GPU(_call)                                                                                    \
-    do {                                                                                              \
-        const cudaError_t error_ = (_call);                                                           \
-        if (error_ != cudaSuccess)                                                                    \
-            bench_die("%s:%d: %s: %s", __FILE__, __LINE__, #_call, cudaGetErrorString(error_));       \
-    } while (0)
 
 namespace {
 

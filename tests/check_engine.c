@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "draft.h"
 #include "model.h"
 #include "sampler.h"
 #include "search.h"
@@ -175,6 +176,67 @@ START_TEST(test_search_tree_equals_copies)
 }
 END_TEST
 
+/* Over drafts the text is that of plain decoding, greedy and drawn with one seed. */
+START_TEST(test_speculation_changes_nothing)
+{
+    static const char *const prompts[] = {
+        "Count: one two three four five. Again: one two three", "The cat sat on the mat. The cat sat on",
+        "def f(x):\n    return x\n\ndef g(x):\n    return", "1, 2, 3, 1, 2, 3, 1, 2, 3, 1," };
+    size_t accepted = 0;
+
+    open_model(2048);
+    for (size_t i = 0; i < 8; i++) {
+        speculate_options_t o = { .tokens = t_scale() < 0.1 ? 8 : 40, .sampler = { .state = i, .temperature = i < 4 ? 0 : 0.7f } };
+        speculate_result_t r[2];
+        const char *why = "";
+        int32_t *ids = NULL;
+        size_t n;
+        ck_assert(tokenizer_encode(engine_tokenizer(e), prompts[i % 4], strlen(prompts[i % 4]), 0, &ids, &n) == 0);
+        for (int draft = 0; draft < 2; draft++) {
+            deft_tree_t *tree;
+            o.draft = draft ? 24 : 0;
+            ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
+            ck_assert_msg(speculate(e, tree, ids, n, &o, &r[draft], &why) == 0, "%s", why);
+            ck_assert(deft_tree_check(tree) == DEFT_OK);
+            ck_assert_uint_eq(deft_tree_path_len(tree, deft_tree_root(tree)), n + r[draft].n - 1);
+            deft_tree_destroy(tree);
+        }
+        ck_assert_uint_eq(r[0].n, r[1].n);
+        ck_assert_int_eq(memcmp(r[0].ids, r[1].ids, r[0].n * sizeof(*r[0].ids)), 0);
+        ck_assert(r[0].steps >= r[1].steps && r[0].accepted == 0);
+        accepted += r[1].accepted;
+        speculate_result_free(&r[0]);
+        speculate_result_free(&r[1]);
+        free(ids);
+    }
+    ck_assert_uint_gt(accepted, 10);
+    engine_close(e);
+}
+END_TEST
+
+START_TEST(test_speculation_full_pool)
+{
+    speculate_options_t o = { .tokens = 64, .draft = 24 };
+    speculate_result_t r;
+    const char *why = "";
+    deft_tree_t *tree;
+    size_t n;
+
+    open_model(24);
+    int32_t *ids = prompt(&n);
+    ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
+    ck_assert_int_eq(speculate(e, tree, ids, 0, &o, &r, &why), -1);
+    ck_assert_str_eq(why, "the prompt is empty");
+    ck_assert_msg(speculate(e, tree, ids, n, &o, &r, &why) == 0, "%s", why);
+    ck_assert(r.full && r.n > 1);
+    ck_assert(deft_tree_check(tree) == DEFT_OK);
+    ck_assert_uint_eq(deft_tree_path_len(tree, deft_tree_root(tree)), n + r.n - 1);
+    speculate_result_free(&r);
+    free(ids);
+    engine_close(e);
+}
+END_TEST
+
 START_TEST(test_search_empty_prompt_and_full_pool)
 {
     beam_options_t o = { .beams = 4, .tokens = 64, .length_penalty = 1 };
@@ -206,7 +268,8 @@ int main(void)
     const TTest *const tests[] = { test_engine_logits_match_reference,
                                    test_engine_greedy_matches_reference,
                                    test_search_tree_equals_copies,
-                                   test_search_empty_prompt_and_full_pool };
+                                   test_search_empty_prompt_and_full_pool,
+                                   test_speculation_changes_nothing, test_speculation_full_pool };
 
     if (!getenv("DEFT_TEST_MODEL")) {
         printf("DEFT_TEST_MODEL is not set\n");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The engine's samplers, and what engine_open() refuses. */
 #include <math.h>
+#include <string.h>
 
 #include "model.h"
 #include "sampler.h"
@@ -50,10 +51,28 @@ START_TEST(test_engine_open_refuses)
 }
 END_TEST
 
+START_TEST(test_engine_open_random_refuses)
+{
+    const engine_geometry_t small = { 1, 64, 128, 1, 1, 64, 64, 100, 1e-5f, 10000 };
+    engine_options_t o = { .device = DEFT_DEVICE_CPU };
+    char err[256] = "";
+    engine_t *none = NULL;
+
+    ck_assert(engine_geometry_named("llama2-7b") && !engine_geometry_named("llama2"));
+    ck_assert_int_eq(engine_open_random(&small, &o, &none, err, sizeof(err)), -1);
+    ck_assert(strstr(err, "CUDA") && none == NULL);
+    o.device = DEFT_DEVICE_CUDA;
+    o.kv_type = DEFT_F32; /* refused with a device and without */
+    err[0] = '\0';
+    ck_assert_int_eq(engine_open_random(&small, &o, &none, err, sizeof(err)), -1);
+    ck_assert(err[0] != '\0' && none == NULL);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = { test_sampler_top_and_greedy, test_sampler_draw_follows_probabilities,
-                                   test_engine_open_refuses };
+                                   test_engine_open_refuses, test_engine_open_random_refuses };
 
     return suite_run("sampler", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

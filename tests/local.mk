@@ -73,7 +73,7 @@ tests_check_invariant_CPPFLAGS = $(tests_check_cppflags)
 tests_check_invariant_LDADD = $(tests_check_libs)
 if HAVE_ENGINE
 tests_programs += tests/check_engine tests/check_gguf tests/check_matmul \
-	tests/check_sampler tests/check_tokenizer
+	tests/check_draft tests/check_sampler tests/check_tokenizer
 tests_engine_cppflags = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
 tests_check_gguf_SOURCES = tests/check_gguf.c tests/gguf_file.h
 tests_check_gguf_CPPFLAGS = $(tests_engine_cppflags)
@@ -87,6 +87,9 @@ tests_check_tokenizer_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
 tests_check_engine_SOURCES = tests/check_engine.c tests/suite.h
 tests_check_engine_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_engine_LDADD = libengine.la $(tests_check_libs)
+tests_check_draft_SOURCES = tests/check_draft.c tests/suite.h
+tests_check_draft_CPPFLAGS = $(tests_engine_cppflags)
+tests_check_draft_LDADD = libengine.la $(tests_check_libs)
 tests_check_sampler_SOURCES = tests/check_sampler.c tests/suite.h
 tests_check_sampler_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_sampler_LDADD = libengine.la $(tests_check_libs)
@@ -98,7 +101,7 @@ TESTS += $(tests_programs) tests/cuda.sh tests/headers.sh tests/man.sh tests/sym
 
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += deft_bench
-deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_cell.h tests/bench_io.c \
+deft_bench_SOURCES = tests/deft_bench.c tests/bench.h tests/bench_attend.c tests/bench_cell.h tests/bench_gpu.h tests/bench_io.c \
 	tests/bench_plan.c tests/bench_trace.c tests/bench_trace.h tests/bench_tree.c tests/bench_util.c
 deft_bench_CPPFLAGS = $(tests_cppflags) -I$(top_builddir)
 deft_bench_LDADD = libdeft.la $(LIBM)
@@ -120,7 +123,7 @@ libbench_unfused_la_SOURCES = tests/bench_unfused.cu
 deft_bench_SOURCES += $(replay_sources)
 deft_bench_CPPFLAGS += -DHAVE_REPLAY=1 $(CUDA_CPPFLAGS)
 deft_bench_LDADD += libbench_unfused.la libbench_cuda.la $(CUDA_LIBS) $(CUBLAS_LIBS)
-tests/bench_unfused.lo: tests/bench.h tests/bench_unfused.h examples/engine/model.h
+tests/bench_unfused.lo: tests/bench.h tests/bench_gpu.h tests/bench_unfused.h examples/engine/model.h
 endif
 else
 EXTRA_DIST += $(replay_sources) tests/bench_unfused.cu tests/check_kernels.c
@@ -132,7 +135,7 @@ libbench_cuda_la_SOURCES = tests/bench_cuda.cu
 libfault_la_SOURCES = tests/fault.cu
 tests_check_cuda_LDADD += libfault.la
 deft_bench_LDADD += libbench_cuda.la libdeft.la $(CUDA_LIBS)
-tests/bench_cuda.lo: tests/bench.h tests/bench_cell.h
+tests/bench_cuda.lo: tests/bench.h tests/bench_cell.h tests/bench_gpu.h
 else
 EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif

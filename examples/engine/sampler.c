@@ -3,8 +3,6 @@
 
 #include <math.h>
 
-enum { MAX_CANDIDATES = 64 };
-
 double sampler_uniform(sampler_t *s) /* splitmix64 */
 {
     uint64_t z = s->state += 0x9e3779b97f4a7c15u;
@@ -64,15 +62,15 @@ size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out)
     return have;
 }
 
-int32_t sampler_draw(sampler_t *s, const float *logits, size_t n)
+int32_t sampler_pick(sampler_t *s, const candidate_t *top, size_t k)
 {
-    candidate_t top[MAX_CANDIDATES];
-    double p[MAX_CANDIDATES], sum = 0, kept = 0;
-    size_t k = s->top_k > 0 && s->top_k < MAX_CANDIDATES ? s->top_k : MAX_CANDIDATES, m = 0;
+    double p[SAMPLER_CANDIDATES], sum = 0, kept = 0;
+    size_t m = 0;
 
+    k = k < SAMPLER_CANDIDATES ? k : SAMPLER_CANDIDATES;
+    k = s->top_k > 0 && s->top_k < k ? s->top_k : k;
     if (!(s->temperature > 0))
-        return sampler_argmax(logits, n);
-    k = sampler_top(logits, n, k, top);
+        return top[0].id;
     for (size_t i = 0; i < k; i++)
         sum += p[i] = exp((double)(top[i].logprob - top[0].logprob) / (double)s->temperature);
     double limit = s->top_p > 0 && s->top_p < 1 ? (double)s->top_p * sum : sum;
@@ -82,5 +80,14 @@ int32_t sampler_draw(sampler_t *s, const float *logits, size_t n)
     for (size_t i = 0; i < m; i++)
         if ((at -= p[i]) < 0)
             return top[i].id;
-    return m > 0 ? top[m - 1].id : sampler_argmax(logits, n);
+    return top[m > 0 ? m - 1 : 0].id;
+}
+
+int32_t sampler_draw(sampler_t *s, const float *logits, size_t n)
+{
+    candidate_t top[SAMPLER_CANDIDATES];
+
+    if (!(s->temperature > 0))
+        return sampler_argmax(logits, n);
+    return sampler_pick(s, top, sampler_top(logits, n, SAMPLER_CANDIDATES, top));
 }

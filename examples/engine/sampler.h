@@ -6,11 +6,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+enum { SAMPLER_CANDIDATES = 64 }; /* enough for anything */
+
 typedef struct sampler {
     uint64_t state;    /* of the generator: any seed will do */
     float temperature; /* 0: greedy */
     float top_p;       /* 0 or 1: off */
-    size_t top_k;      /* 0: 64 candidates are enough for anything */
+    size_t top_k;      /* 0: SAMPLER_CANDIDATES */
 } sampler_t;
 
 typedef struct candidate {
@@ -30,7 +32,9 @@ double sampler_log_sum(const float *logits, size_t n, float temperature);
  * Returns how many: fewer than k where n is. O(n log k). */
 size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out);
 
-/* One token by temperature, top_k and top_p. */
+/* One token by temperature, top_k and top_p: of the k best candidates, of which it uses up to
+ * SAMPLER_CANDIDATES (k > 0), or of logits. With as many candidates both give the same token. */
+int32_t sampler_pick(sampler_t *s, const candidate_t *top, size_t k);
 int32_t sampler_draw(sampler_t *s, const float *logits, size_t n);
 
 #endif

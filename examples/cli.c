@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: MIT */
+#include "cli.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common.h"
+
+enum { MAX_OPTIONS = 32, FIRST_OWN = 256 };
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    interrupted = 1;
+}
+
+int cli_interrupted(void)
+{
+    return interrupted;
+}
+
+int cli_progress(void *arg, size_t done, size_t of)
+{
+    (void)arg;
+    if (isatty(STDERR_FILENO)) {
+        int full = (int)(40 * (done + 1) / of);
+        fprintf(stderr, "\r[%.*s%*s] %zu/%zu%s", full, "########################################",
+                40 - full, "", done + 1, of, done + 1 == of ? "\n" : "");
+    }
+    return interrupted;
+}
+
+double cli_seconds(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int cli_fail(const cli_t *cli, const char *what, const char *why)
+{
+    fprintf(stderr, "%s: %s%s%s\n", cli->program, what, why ? ": " : "", why ? why : "");
+    return 1;
+}
+
+int cli_end(const cli_t *cli, int status)
+{
+    return fflush(stdout) != 0 && status == 0 ? cli_fail(cli, "cannot write", "stdout") : status;
+}
+
+/* ---- options ---- */
+
+static void usage(const cli_t *cli, const char *what, const cli_option_t *own, FILE *to)
+{
+    fprintf(to, "usage: %s -m MODEL -p PROMPT [OPTION]...\n%s\n\n"
+            "  -m MODEL             a Llama-architecture model as GGUF\n"
+            "  -p PROMPT            the question\n", cli->program, what);
+    for (; own->name; own++)
+        fputs(own->help, to);
+    fprintf(to, "  --tokens N           tokens to decode at most (%zu)\n", cli->tokens);
+    fputs("  --seed N             seed of the sampler (1)\n"
+          "  --temperature T      0 takes the best tokens, above 0 they are drawn (0)\n"
+          "  --device DEVICE      auto, cpu or cuda (auto: cuda where there is a device)\n"
+          "  --threads N          CPU: threads that compute (all processors)\n"
+          "  --kv TYPE            f16, bf16 or f32, which is for the CPU (f16)\n"
+          "  --split SPLIT        auto, node, node-chunk, flatten or sequence (auto)\n"
+          "  --dot FILE           write the tree for Graphviz\n"
+          "  --raw                no chat template\n"
+          "  --pool TOKENS        size of the KV pool (8192)\n"
+          "  --help               this text\n", to);
+}
+
+int cli_number(const char *text, double min, double max, double *v)
+{
+    char *end;
+
+    *v = strtod(text, &end);
+    return *text == '\0' || *end != '\0' || !(*v >= min && *v <= max);
+}
+
+static int name_of(const char *text, const char *const *names, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (strcmp(text, names[i]) == 0)
+            return i;
+    return -1;
+}
+
+/* 0, or the value is wrong. */
+static int shared_option(cli_t *c, int option, const char *arg)
+{
+    static const char *const splits[] = { "auto", "node", "node-chunk", "flatten", "sequence" };
+    static const char *const types[] = { "", "f32", "f16", "bf16" };
+    static const char *const devices[] = { "auto", "cpu", "", "cuda" };
+    double v = 0;
+    int i, bad = 0;
+
+    switch (option) {
+    case 'm': c->model = arg; break;
+    case 'p': c->prompt = arg; break;
+    case 'd': c->dot = arg; break;
+    case 'r': c->raw = 1; break;
+    case 's': c->seed = strtoull(arg, NULL, 0); break;
+    case 't': bad = cli_number(arg, 1, 1e6, &v); c->tokens = (size_t)v; break;
+    case 'T': bad = cli_number(arg, 0, 100, &v); c->temperature = (float)v; break;
+    case 'j': bad = cli_number(arg, 1, 1024, &v); c->engine.n_threads = (uint32_t)v; break;
+    case 'o': bad = cli_number(arg, 1, 1e9, &v); c->engine.pool_tokens = (size_t)v; break;
+    case 'D': bad = (i = name_of(arg, devices, 4)) < 0 || i == 2; c->engine.device = (deft_device_t)i; break;
+    case 'k': bad = (i = name_of(arg, types, 4)) < 1; c->engine.kv_type = (deft_dtype_t)i; break;
+    case 'S': bad = (i = name_of(arg, splits, 5)) < 0; c->engine.split = (deft_split_t)i; break;
+    default: bad = -1;
+    }
+    return bad;
+}
+
+int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_option_t *own, void *arg)
+{
+    static const struct option shared[] = {
+        { "tokens", 1, NULL, 't' }, { "seed", 1, NULL, 's' }, { "temperature", 1, NULL, 'T' },
+        { "device", 1, NULL, 'D' }, { "threads", 1, NULL, 'j' }, { "kv", 1, NULL, 'k' },
+        { "split", 1, NULL, 'S' }, { "dot", 1, NULL, 'd' }, { "raw", 0, NULL, 'r' },
+        { "pool", 1, NULL, 'o' }, { "help", 0, NULL, 'h' } };
+    enum { N_SHARED = sizeof(shared) / sizeof(*shared) };
+    struct option longs[MAX_OPTIONS + 1] = { { 0 } };
+    char shorts[2 * MAX_OPTIONS] = "m:p:";
+    int n = N_SHARED, c;
+
+    memcpy(longs, shared, sizeof(shared));
+    for (int i = 0; own[i].name && n < MAX_OPTIONS; i++) {
+        if (own[i].name[1] == '\0')
+            strcat(strcat(shorts, own[i].name), ":");
+        else
+            longs[n++] = (struct option){ own[i].name, 1, NULL, FIRST_OWN + i };
+    }
+    while ((c = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+        int bad;
+        if (c == 'h') {
+            usage(cli, what, own, stdout);
+            return -1;
+        }
+        int i = c >= FIRST_OWN ? c - FIRST_OWN : 0;
+        while (c < FIRST_OWN && own[i].name && (own[i].name[1] != '\0' || own[i].name[0] != c))
+            i++;
+        bad = c == '?' ? -1 : own[i].name ? own[i].set(arg, optarg) : shared_option(cli, c, optarg);
+        if (bad > 0)
+            fprintf(stderr, "%s: wrong value '%s'\n", cli->program, optarg);
+        if (bad != 0)
+            return 2;
+    }
+    if (optind == argc && cli->model && cli->prompt)
+        return 0;
+    usage(cli, what, own, stderr);
+    return 2;
+}
+
+engine_t *cli_open(const cli_t *cli)
+{
+    engine_t *e;
+    char err[256];
+
+    if (engine_open(cli->model, &cli->engine, &e, err, sizeof(err)) != 0) {
+        (void)cli_fail(cli, cli->model, err);
+        return NULL;
+    }
+    (void)signal(SIGINT, on_interrupt);
+    return e;
+}
+
+/* ---- text and tree ---- */
+
+void cli_print_text(const engine_t *e, const int32_t *ids, size_t n)
+{
+    const tokenizer_t *tok = engine_tokenizer(e);
+    const size_t len = tokenizer_decode(tok, ids, n, 0, NULL, 0);
+    char *text = malloc(len + 1);
+
+    if (text)
+        (void)tokenizer_decode(tok, ids, n, 0, text, len + 1);
+    puts(text ? text : "");
+    free(text);
+}
+
+/* A node's text, with what would break a line escaped; the start of a long one. */
+static void label(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf, size_t size)
+{
+    deft_node_info_t info = { .struct_size = sizeof(info) };
+    int32_t ids[64];
+    char text[256];
+    size_t n, at = 0;
+
+    buf[0] = '\0';
+    if (deft_tree_node(tree, node, &info) != DEFT_OK || info.len == 0)
+        return;
+    n = info.len < 64 ? info.len : 64;
+    if (deft_tree_path_tokens(tree, node, n, ids) != DEFT_OK)
+        return;
+    (void)tokenizer_decode(arg, ids, n, 1, text, sizeof(text));
+    for (const char *p = text; *p && at + 3 < size && at < 120; p++) {
+        if (*p == '\n' || *p == '\t' || *p == '\\' || *p == '"') {
+            buf[at++] = '\\';
+            buf[at++] = *p == '\n' ? 'n' : *p == '\t' ? 't' : *p;
+        } else if ((unsigned char)*p >= ' ') {
+            buf[at++] = *p;
+        }
+    }
+    while (at > 0 && at >= 117 && ((unsigned char)buf[at - 1] & 0x80))
+        at--; /* no half character */
+    buf[at] = '\0';
+}
+
+int cli_draw(const cli_t *cli, engine_t *e, deft_tree_t *tree)
+{
+    deft_print_t print = { .struct_size = sizeof(print), .write = write_file, .arg = stdout,
+                           .label = label, .label_arg = (void *)(uintptr_t)engine_tokenizer(e) };
+    FILE *dot;
+
+    if (deft_tree_print(tree, &print) != DEFT_OK)
+        return cli_fail(cli, "cannot print the tree", deft_last_error(engine_ctx(e)));
+    if (!cli->dot)
+        return 0;
+    if (!(dot = fopen(cli->dot, "w")))
+        return cli_fail(cli, "cannot write", cli->dot);
+    print.picture = DEFT_PICTURE_DOT;
+    print.arg = dot;
+    int bad = deft_tree_print(tree, &print) != DEFT_OK;
+    return fclose(dot) != 0 || bad ? cli_fail(cli, "cannot write", cli->dot) : 0;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/* What the programs that decode with the engine share: options, interrupts, a progress bar, the tree. */
+#ifndef EXAMPLES_CLI_H
+#define EXAMPLES_CLI_H
+
+#include "model.h"
+
+typedef struct cli {
+    const char *program, *model, *prompt, *dot;
+    int raw;
+    size_t tokens;
+    uint64_t seed;
+    float temperature;
+    engine_options_t engine;
+} cli_t;
+
+/* An option of one program, with a value; what it does with it. */
+typedef struct cli_option {
+    const char *name; /* "length-penalty" for --length-penalty; one letter for -n */
+    const char *help; /* a line of the usage, with its newline */
+    int (*set)(void *arg, const char *value); /* non-zero: the value is wrong */
+} cli_option_t;
+
+/* Parse the shared options and those of the program (ended by a NULL name). what: a line for the usage.
+ * 0; -1: help was asked for and printed; 2: usage, an error is printed. */
+int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_option_t *own, void *arg);
+
+/* Open the engine and have ctrl-C noticed from now on. NULL: the reason is printed. */
+engine_t *cli_open(const cli_t *cli);
+
+int cli_number(const char *text, double min, double max, double *v); /* non-zero: it is none, or out of range */
+int cli_interrupted(void);
+int cli_progress(void *arg, size_t done, size_t of); /* a bar if stderr is a terminal; cli_interrupted() */
+double cli_seconds(void);
+
+/* "program: what: why" on stderr; returns 1. */
+int cli_fail(const cli_t *cli, const char *what, const char *why);
+
+/* Print tokens as text, without special ones, with a newline. */
+void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);
+
+/* Print the tree, and write it for Graphviz if --dot was given. 0, or 1 with the reason printed. */
+int cli_draw(const cli_t *cli, engine_t *e, deft_tree_t *tree);
+
+/* Flush stdout: `status`, or 1 if that fails. */
+int cli_end(const cli_t *cli, int status);
+
+#endif
