@@ -11,6 +11,7 @@ libengine_la_SOURCES = \
 	examples/engine/chat.c examples/engine/chat.h \
 	examples/engine/dequant.c examples/engine/draft.c examples/engine/draft.h examples/engine/error.h \
 	examples/engine/gguf.c examples/engine/gguf.h \
+	examples/engine/jobs.c examples/engine/jobs.h \
 	examples/engine/matmul.c examples/engine/matmul.h \
 	examples/engine/matmul_f32.h examples/engine/matmul_int.c examples/engine/matmul_panel.h \
 	examples/engine/forward.h examples/engine/forward_cpu.c \
@@ -32,7 +33,7 @@ else
 EXTRA_DIST += $(engine_cuda_sources)
 endif
 
-noinst_PROGRAMS += examples/beam_search examples/speculative
+noinst_PROGRAMS += examples/beam_search examples/speculative examples/tot
 cli_sources = examples/cli.c examples/cli.h examples/common.h
 cli_cppflags = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
 cli_libs = libengine.la libdeft.la $(LIBM)
@@ -42,6 +43,12 @@ examples_beam_search_LDADD = $(cli_libs)
 examples_speculative_SOURCES = examples/speculative.c $(cli_sources)
 examples_speculative_CPPFLAGS = $(cli_cppflags)
 examples_speculative_LDADD = $(cli_libs)
+noinst_PROGRAMS += examples/countdown/generate
+examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/countdown/game.c examples/countdown/game.h
+examples_countdown_generate_CPPFLAGS = $(AM_CPPFLAGS)
+examples_tot_SOURCES = examples/tot.c examples/countdown/game.c examples/countdown/game.h $(cli_sources)
+examples_tot_CPPFLAGS = $(cli_cppflags) -I$(top_srcdir)/examples
+examples_tot_LDADD = $(cli_libs)
 endif
 
-EXTRA_DIST += examples/quickstart.sh examples/get_model.sh examples/packages.sh
+EXTRA_DIST += examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "draft.h"
+#include "jobs.h"
 #include "model.h"
 #include "sampler.h"
 #include "search.h"
@@ -237,6 +238,76 @@ START_TEST(test_speculation_full_pool)
 }
 END_TEST
 
+/* ---- many searches at once ---- */
+
+enum { JOBS = 7, JOB_TOKENS = 6 };
+
+typedef struct greedy {
+    int index;
+    int32_t ids[JOB_TOKENS];
+    int status;
+} greedy_t;
+
+/* Greedy decoding of a prompt of its own length; waits for nothing now and then. */
+static void decode_greedily(job_t *job, void *arg)
+{
+    greedy_t *g = arg;
+    candidate_t top[3];
+    deft_tree_t *tree;
+    int32_t ids[JOBS];
+
+    for (int i = 0; i <= g->index; i++)
+        ids[i] = 500 + 31 * i;
+    ck_assert(deft_tree_create(engine_ctx(job_engine(job)), &tree) == DEFT_OK);
+    const deft_rows_t row = { tree, deft_tree_root(tree), 0 };
+    ck_assert(deft_tree_append(tree, row.node, (size_t)g->index + 1, ids) == DEFT_OK);
+    for (int i = 0; i < JOB_TOKENS; i++) {
+        ck_assert_int_eq(job_compute(job, NULL, 0, 0, NULL), 0);
+        if ((g->status = job_compute(job, &row, 1, (size_t)(1 + g->index % 3), top)) != 0)
+            break;
+        g->ids[i] = top[0].id;
+        ck_assert(deft_tree_append(tree, row.node, 1, &g->ids[i]) == DEFT_OK);
+    }
+    deft_tree_destroy(tree);
+}
+
+static int steps_left;
+
+static int count_down(void)
+{
+    return steps_left-- <= 0;
+}
+
+START_TEST(test_jobs_do_not_meet)
+{
+    static const jobs_options_t ways[] = { { .at_a_time = 1 }, { .at_a_time = JOBS }, { .at_a_time = 3, .max_rows = 2 } };
+    greedy_t first[JOBS], g[JOBS];
+    void *args[JOBS];
+
+    open_model(512);
+    for (int w = 0; w < 3; w++) {
+        for (int i = 0; i < JOBS; i++) {
+            g[i] = (greedy_t){ .index = i };
+            args[i] = &g[i];
+        }
+        engine_reset_times(e);
+        ck_assert_int_eq(jobs_run(e, &ways[w], decode_greedily, args, JOBS), 0);
+        if (w == 0)
+            memcpy(first, g, sizeof(g));
+        for (int i = 0; i < JOBS; i++)
+            ck_assert(g[i].status == 0 && memcmp(g[i].ids, first[i].ids, sizeof(g[i].ids)) == 0);
+        ck_assert_uint_eq(engine_times(e)->rows, JOBS * (JOB_TOKENS - 1) + JOBS * (JOBS + 1) / 2);
+        ck_assert(w != 1 || engine_times(e)->steps == JOB_TOKENS);
+    }
+    steps_left = 2;
+    const jobs_options_t stopped = { .at_a_time = JOBS, .interrupted = count_down };
+    ck_assert_int_eq(jobs_run(e, &stopped, decode_greedily, args, JOBS), -1);
+    for (int i = 0; i < JOBS; i++)
+        ck_assert_int_eq(g[i].status, -1);
+    engine_close(e);
+}
+END_TEST
+
 START_TEST(test_search_empty_prompt_and_full_pool)
 {
     beam_options_t o = { .beams = 4, .tokens = 64, .length_penalty = 1 };
@@ -269,7 +340,7 @@ int main(void)
                                    test_engine_greedy_matches_reference,
                                    test_search_tree_equals_copies,
                                    test_search_empty_prompt_and_full_pool,
-                                   test_speculation_changes_nothing, test_speculation_full_pool };
+                                   test_jobs_do_not_meet, test_speculation_changes_nothing, test_speculation_full_pool };
 
     if (!getenv("DEFT_TEST_MODEL")) {
         printf("DEFT_TEST_MODEL is not set\n");

@@ -73,7 +73,7 @@ tests_check_invariant_CPPFLAGS = $(tests_check_cppflags)
 tests_check_invariant_LDADD = $(tests_check_libs)
 if HAVE_ENGINE
 tests_programs += tests/check_engine tests/check_gguf tests/check_matmul \
-	tests/check_draft tests/check_sampler tests/check_tokenizer
+	tests/check_countdown tests/check_draft tests/check_sampler tests/check_tokenizer
 tests_engine_cppflags = $(tests_check_cppflags) -I$(top_srcdir)/examples/engine
 tests_check_gguf_SOURCES = tests/check_gguf.c tests/gguf_file.h
 tests_check_gguf_CPPFLAGS = $(tests_engine_cppflags)
@@ -87,6 +87,9 @@ tests_check_tokenizer_LDADD = libengine.la libdeft.la $(CHECK_LIBS) $(LIBM)
 tests_check_engine_SOURCES = tests/check_engine.c tests/suite.h
 tests_check_engine_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_engine_LDADD = libengine.la $(tests_check_libs)
+tests_check_countdown_SOURCES = tests/check_countdown.c tests/suite.h examples/countdown/game.c examples/countdown/game.h
+tests_check_countdown_CPPFLAGS = $(tests_check_cppflags) -I$(top_srcdir)/examples
+tests_check_countdown_LDADD = $(tests_check_libs)
 tests_check_draft_SOURCES = tests/check_draft.c tests/suite.h
 tests_check_draft_CPPFLAGS = $(tests_engine_cppflags)
 tests_check_draft_LDADD = libengine.la $(tests_check_libs)
