@@ -412,3 +412,23 @@ int engine_prefill(engine_t *e, deft_tree_t *tree, deft_node_t node, const int32
     }
     return 0;
 }
+
+/* ---- without CUDA there is nothing to measure ---- */
+
+#ifndef HAVE_CUDA
+int engine_time_parts(engine_t *e, unsigned parts, int reps, double *seconds_p)
+{
+    (void)parts, (void)reps, (void)seconds_p;
+    return FAIL(e, "parts are timed on CUDA");
+}
+
+void engine_skip_gap(engine_t *e)
+{
+    (void)e;
+}
+
+void engine_set_attention(engine_t *e, const engine_attention_t *attention)
+{
+    (void)e, (void)attention;
+}
+#endif

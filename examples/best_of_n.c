@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+/* Many samples of one prompt at once: the best by score, and the answer that most agree on
+ * (self-consistency: Wang et al., arXiv 2203.11171). The prompt's KV is stored and read once.
+ *
+ * Run:    best_of_n -m MODEL.gguf -p "What is 7 * 8?" -n 64 --temperature 0.8
+ * Prints: the samples of the highest mean log probability, and the last numbers that they end with. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chat.h"
+#include "cli.h"
+
+enum { MAX_SAMPLES = 512, SHOWN = 3 };
+
+typedef struct sample {
+    deft_node_t node;
+    sampler_t sampler;
+    int32_t *ids; /* [tokens] */
+    size_t n;
+    double logprob;
+    int done;     /* it ended, or there was no room for it to go on */
+    char answer[32];
+} sample_t;
+
+typedef struct options {
+    size_t n;
+} options_t;
+
+static int set_n(void *arg, const char *value)
+{
+    double v;
+
+    if (cli_number(value, 1, MAX_SAMPLES, &v))
+        return 1;
+    ((options_t *)arg)->n = (size_t)v;
+    return 0;
+}
+
+static const cli_option_t own[] = { { "n", "  -n SAMPLES           samples to draw, 1 to 512 (16)\n", set_n }, { NULL, NULL, NULL } };
+
+/* ---- decoding ---- */
+
+/* The next token of a sample. Returns whether it has to be computed. */
+static int extend(engine_t *e, deft_tree_t *tree, sample_t *s, const candidate_t *top, size_t k, size_t most, int *full)
+{
+    const int32_t id = sampler_pick(&s->sampler, top, k);
+
+    for (size_t i = 0; i < k; i++)
+        s->logprob += top[i].id == id ? (double)top[i].logprob : 0;
+    s->done = tokenizer_is_eog(engine_tokenizer(e), id) || s->n + 1 == most;
+    s->ids[s->n++] = id;
+    if (s->done)
+        return 0;
+    if (deft_tree_append(tree, s->node, 1, &id) != DEFT_OK) {
+        *full = 1;
+        s->done = 1;
+    }
+    return !s->done;
+}
+
+/* All samples, a token of each a step. 0, or -1 with *why. */
+static int decode(engine_t *e, deft_tree_t *tree, sample_t *list, size_t n, size_t most, size_t k, candidate_t *top, int *full,
+                  const char **why)
+{
+    static deft_rows_t rows[MAX_SAMPLES];
+    size_t n_rows = n;
+
+    for (size_t t = 0; n_rows > 0 && !cli_interrupted(); t++) {
+        size_t at = 0; /* in top: of the last step, or of the prompt for all */
+        n_rows = 0;
+        for (size_t i = 0; i < n; i++) {
+            if (list[i].done)
+                continue;
+            if (extend(e, tree, &list[i], top + (t == 0 ? 0 : at++) * k, k, most, full))
+                rows[n_rows++] = (deft_rows_t){ tree, list[i].node, 0 };
+        }
+        (void)cli_progress(NULL, t < most ? t : most - 1, most);
+        const engine_output_t out = { .n = n_rows, .k = k, .top = top };
+        if (n_rows > 0 && engine_step(e, rows, n_rows, 0, &out) != 0) {
+            *why = engine_error(e);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* ---- what they say ---- */
+
+static double score(const sample_t *s)
+{
+    return s->n > 0 ? s->logprob / (double)s->n : 0;
+}
+
+static int by_score(const void *a, const void *b)
+{
+    const double x = score(a), y = score(b);
+
+    return (x < y) - (x > y);
+}
+
+/* The last number of the text. */
+static void find_answer(const engine_t *e, sample_t *s)
+{
+    char text[4096];
+    size_t end, begin;
+
+    (void)tokenizer_decode(engine_tokenizer(e), s->ids, s->n, 0, text, sizeof(text));
+    for (end = strlen(text); end > 0 && (text[end - 1] < '0' || text[end - 1] > '9'); end--)
+        ;
+    for (begin = end; begin > 0 && text[begin - 1] >= '0' && text[begin - 1] <= '9'; begin--)
+        ;
+    (void)snprintf(s->answer, sizeof(s->answer), "%.*s", (int)(end - begin), text + begin);
+}
+
+static void print_votes(const sample_t *list, size_t n)
+{
+    size_t best = 0, votes = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        size_t same = 0;
+        for (size_t j = 0; j < n; j++)
+            same += strcmp(list[i].answer, list[j].answer) == 0;
+        if (list[i].answer[0] != '\0' && same > votes) { /* of a tie: the one with the best sample */
+            votes = same;
+            best = i;
+        }
+    }
+    if (votes > 0)
+        printf("most end with %s: %zu of %zu\n", list[best].answer, votes, n);
+}
+
+static void print_samples(const engine_t *e, sample_t *list, size_t n, double seconds)
+{
+    const engine_times_t *t = engine_times(e);
+
+    qsort(list, n, sizeof(*list), by_score);
+    for (size_t i = 0; i < n; i++)
+        find_answer(e, &list[i]);
+    for (size_t i = 0; i < n && i < SHOWN; i++) {
+        printf("%zu. mean log probability %.4f, %zu tokens\n", i + 1, score(&list[i]), list[i].n);
+        cli_print_text(e, list[i].ids, list[i].n);
+        putchar('\n');
+    }
+    print_votes(list, n);
+    printf("KV read    %.1f MB; sequence attention would read %.1f MB\n", (double)t->kv_unique_bytes * 1e-6,
+           (double)t->kv_logical_bytes * 1e-6);
+    printf("speed      %.0f tokens a second over all samples, %.2f s\n", (double)t->rows / seconds, seconds);
+}
+
+/* Compute the prompt, fork the samples, decode them. */
+static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, sample_t *list, size_t n)
+{
+    const size_t k = engine_vocab(e) < SAMPLER_CANDIDATES ? engine_vocab(e) : SAMPLER_CANDIDATES;
+    const char *why = "out of memory";
+    deft_node_t kids[MAX_SAMPLES];
+    candidate_t *top = malloc(n * k * sizeof(*top));
+    const engine_output_t out = { .n = 1, .k = k, .top = top };
+    int32_t *ids = NULL;
+    size_t n_ids;
+    int status = top && chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, &ids, &n_ids) == 0 ? 0 : -1, full = 0;
+
+    if (status == 0 && engine_prefill(e, tree, deft_tree_root(tree), ids, n_ids, 0, &out) != 0) {
+        status = -1;
+        why = engine_error(e);
+    }
+    if (status == 0 && deft_tree_fork(tree, deft_tree_root(tree), n, kids) != DEFT_OK) {
+        status = -1;
+        why = deft_last_error(engine_ctx(e));
+    }
+    for (size_t i = 0; status == 0 && i < n; i++) {
+        list[i].node = kids[i];
+        list[i].sampler = (sampler_t){ .state = cli->seed + i, .temperature = cli->temperature };
+        status = (list[i].ids = malloc(cli->tokens * sizeof(int32_t))) ? 0 : -1;
+    }
+    if (status == 0)
+        status = decode(e, tree, list, n, cli->tokens, k, top, &full, &why);
+    if (full)
+        fprintf(stderr, "best_of_n: the KV pool is full: some samples end early\n");
+    free(top);
+    free(ids);
+    return status == 0 ? 0 : cli_fail(cli, "sampling", why);
+}
+
+int main(int argc, char **argv)
+{
+    cli_t cli = { .program = "best_of_n", .tokens = 64, .seed = 1, .temperature = 0.8f };
+    options_t o = { .n = 16 };
+    deft_tree_t *tree;
+    int status = cli_parse(&cli, argc, argv, "Many samples of one prompt, and the best of them.", own, &o);
+
+    if (status != 0)
+        return status < 0 ? 0 : status;
+    cli.engine.max_outputs = o.n;
+    engine_t *e = cli_open(&cli);
+    sample_t *list = e ? calloc(o.n, sizeof(*list)) : NULL;
+    status = 1;
+    if (list && deft_tree_create(engine_ctx(e), &tree) == DEFT_OK) {
+        const double start = cli_seconds();
+        status = draw(&cli, e, tree, list, o.n);
+        if (status == 0)
+            print_samples(e, list, o.n, cli_seconds() - start);
+        if (status == 0 && cli.dot)
+            status = cli_draw(&cli, e, tree);
+    }
+    for (size_t i = 0; list && i < o.n; i++)
+        free(list[i].ids);
+    free(list);
+    engine_close(e);
+    return cli_end(&cli, status);
+}

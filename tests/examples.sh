@@ -1,0 +1,88 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Every example program, shortly, on the model that is shipped: exit codes, and that what they print is
+# right. DEFT_EXAMPLE_WRAP: a command in front of each (a checker, say).
+set -eu
+: "${top_srcdir:=$(dirname "$0")/..}" "${top_builddir:=.}"
+bin=$top_builddir/examples
+model=$top_srcdir/examples/countdown/countdown.gguf
+test -x "$bin/tot" || { echo "SKIP: the engine is not built"; exit 77; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+fail() {
+    echo "FAIL: $*"
+    failed=1
+}
+
+# status program argument...: its output goes to $work/out
+run() {
+    want=$1
+    shift
+    got=0
+    # shellcheck disable=SC2086
+    ${DEFT_EXAMPLE_WRAP:-} "$bin/$@" >"$work/out" 2>"$work/err" || got=$?
+    test "$got" = "$want" || { fail "$*: exit status $got, not $want"; cat "$work/err"; }
+}
+
+# Every solution printed makes the target from its numbers, by awk's arithmetic.
+check_solutions() {
+    awk '
+        !/^[0-9]+=[0-9,]+ / { next }
+        / not solved$/ { problems++; next }
+        {
+            problems++
+            split($1, p, "=")
+            n = split(p[2], have, ",")
+            delete count
+            for (i = 1; i <= n; i++) count[have[i]]++
+            steps = split($2, step, ";") - 1
+            for (i = 1; i <= steps; i++) {
+                split(step[i], side, ":")
+                split(side[1], half, "=")
+                match(half[1], /[-+*\/]/)
+                a = substr(half[1], 1, RSTART - 1); op = substr(half[1], RSTART, 1); b = substr(half[1], RSTART + 1)
+                c = op == "+" ? a + b : op == "-" ? a - b : op == "*" ? a * b : a / b
+                if (c != half[2] || count[a]-- < 1 || count[b]-- < 1) { print "wrong step " step[i] " in " $0; bad = 1 }
+                count[c]++
+            }
+            if (steps != n - 1 || count[p[1]] != 1) { print "not a solution: " $0; bad = 1 }
+            solved++
+        }
+        END { print solved + 0 " of " problems + 0 " solved"; exit bad || problems != '"$1"' || solved < '"$2"' }' "$work/out" ||
+        fail "the solutions"
+}
+
+"$bin/countdown/generate" test 7 24 >"$work/problems"
+run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 8
+check_solutions 24 6
+run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 24 --method dfs --visits 100
+check_solutions 24 6
+run 0 mcts -m "$model" --device cpu -p "@$work/problems" --jobs 24 --simulations 4
+check_solutions 24 6
+run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 8 --method greedy
+check_solutions 24 0
+run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 8 --pool 300 # too small: goes on with what fits
+check_solutions 24 0
+grep -q "the KV pool was full" "$work/err" || fail "a pool that is too small is not told of"
+run 0 tot -m "$model" --device cpu -p "24=4,9,10,13" --dot "$work/tree.dot"
+grep -q "^digraph" "$work/tree.dot" || fail "no tree for Graphviz"
+
+run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 0
+head -n 1 "$work/out" >"$work/plain"
+run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 8
+head -n 1 "$work/out" | cmp -s - "$work/plain" || fail "speculation changed the text"
+run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12
+grep -q "^3\. score" "$work/out" || fail "no third beam"
+
+for program in tot mcts speculative beam_search; do
+    run 0 $program --help
+    run 2 $program
+    run 2 $program -m "$model" -p 24=1 --tokens x
+    run 1 $program -m "$work/missing" -p "24=4,9,10,13"
+done
+run 1 tot -m "$model" -p "24=4,,9"
+run 1 tot -m "$model" -p "@$work/missing"
+run 2 tot -m "$model" -p "24=4,9,10,13" --method best
+exit $failed
