@@ -156,6 +156,7 @@ int main(int argc, char **argv)
 
     if (status != 0)
         return status < 0 ? 0 : status;
+    cli.engine.max_rows = cli.engine.max_outputs = PUZZLES_ROWS;
     const puzzles_t p = { &cli, o.jobs, search, &o };
     return puzzles_run(&p);
 }

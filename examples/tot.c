@@ -114,6 +114,7 @@ int main(int argc, char **argv)
         return status < 0 ? 0 : status;
     if (o.method == GREEDY)
         cli.temperature = 0;
+    cli.engine.max_rows = cli.engine.max_outputs = PUZZLES_ROWS;
     const puzzles_t p = { &cli, o.jobs, search, &o };
     return puzzles_run(&p);
 }

@@ -7,6 +7,7 @@ set -eu
 bin=$top_builddir/examples
 model=$top_srcdir/examples/countdown/countdown.gguf
 test -x "$bin/tot" || { echo "SKIP: the engine is not built"; exit 77; }
+test -f "$model" || { echo "SKIP: no model is shipped yet"; exit 77; }
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -73,10 +74,12 @@ run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 
 head -n 1 "$work/out" >"$work/plain"
 run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 8
 head -n 1 "$work/out" | cmp -s - "$work/plain" || fail "speculation changed the text"
+run 0 best_of_n -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 100 --tokens 24
+grep -q "^most end with 24: " "$work/out" || fail "few of a hundred samples end with the target"
 run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12
 grep -q "^3\. score" "$work/out" || fail "no third beam"
 
-for program in tot mcts speculative beam_search; do
+for program in tot mcts best_of_n speculative beam_search; do
     run 0 $program --help
     run 2 $program
     run 2 $program -m "$model" -p 24=1 --tokens x

@@ -100,7 +100,7 @@ endif
 endif
 
 check_PROGRAMS += $(tests_programs) tests/check_cuda
-TESTS += $(tests_programs) tests/cuda.sh tests/headers.sh tests/man.sh tests/symbols.sh
+TESTS += $(tests_programs) tests/cuda.sh tests/examples.sh tests/headers.sh tests/man.sh tests/symbols.sh
 
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += deft_bench
@@ -143,7 +143,7 @@ else
 EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif
 
-EXTRA_DIST += tests/cuda.sh tests/headers.sh tests/man.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
+EXTRA_DIST += tests/cuda.sh tests/examples.sh tests/headers.sh tests/man.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
 	tests/corpus tests/golden tests/data tests/paper
 
 # The paper's claims on this machine's GPU: make paper TRACES=folder [OUT=folder].

@@ -94,7 +94,7 @@ static int is_right(const puzzle_t *z)
 static int solve(const puzzles_t *p, engine_t *e, puzzle_t *list, size_t n)
 {
     const cli_t *cli = p->cli;
-    const jobs_options_t jo = { .at_a_time = p->jobs, .interrupted = cli_interrupted };
+    const jobs_options_t jo = { .at_a_time = p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = cli_interrupted };
     void **args = malloc(n * sizeof(*args));
     size_t solved = 0, proposals = 0, full = 0;
     int status = 0;

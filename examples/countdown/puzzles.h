@@ -7,6 +7,8 @@
 #include "cli.h"
 #include "thoughts.h"
 
+enum { PUZZLES_ROWS = 1024 }; /* of a step at most, for engine_options_t */
+
 typedef struct puzzles {
     const cli_t *cli; /* prompt: a problem, or "@FILE" */
     size_t jobs;      /* at a time */
