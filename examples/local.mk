@@ -33,7 +33,7 @@ else
 EXTRA_DIST += $(engine_cuda_sources)
 endif
 
-noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/speculative examples/mcts examples/tot
+noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/speculative examples/mcts examples/play examples/tot
 cli_sources = examples/cli.c examples/cli.h examples/common.h
 cli_cppflags = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
 cli_libs = libengine.la libdeft.la $(LIBM)
@@ -49,12 +49,16 @@ examples_speculative_LDADD = $(cli_libs)
 noinst_PROGRAMS += examples/countdown/generate
 examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/countdown/game.c examples/countdown/game.h
 examples_countdown_generate_CPPFLAGS = $(AM_CPPFLAGS)
-countdown_sources = examples/countdown/game.c examples/countdown/game.h examples/countdown/puzzles.c \
+countdown_sources = examples/countdown/game.c examples/countdown/game.h examples/countdown/puct.c \
+	examples/countdown/puct.h examples/countdown/puzzles.c \
 	examples/countdown/puzzles.h examples/countdown/thoughts.c examples/countdown/thoughts.h $(cli_sources)
 countdown_cppflags = $(cli_cppflags) -I$(top_srcdir)/examples
 examples_mcts_SOURCES = examples/mcts.c $(countdown_sources)
 examples_mcts_CPPFLAGS = $(countdown_cppflags)
 examples_mcts_LDADD = $(cli_libs)
+examples_play_SOURCES = examples/play.c $(countdown_sources)
+examples_play_CPPFLAGS = $(countdown_cppflags)
+examples_play_LDADD = $(cli_libs)
 examples_tot_SOURCES = examples/tot.c $(countdown_sources)
 examples_tot_CPPFLAGS = $(countdown_cppflags)
 examples_tot_LDADD = $(cli_libs)

@@ -70,6 +70,11 @@ grep -q "the KV pool was full" "$work/err" || fail "a pool that is too small is 
 run 0 tot -m "$model" --device cpu -p "24=4,9,10,13" --dot "$work/tree.dot"
 grep -q "^digraph" "$work/tree.dot" || fail "no tree for Graphviz"
 
+printf 'hint\n1+1\n13-9\nquit\n' >"$work/moves"
+run 0 play -m "$model" --device cpu -p "24=4,9,10,13" <"$work/moves"
+grep -q "that is no move" "$work/out" && grep -q "I play" "$work/out" || fail "the machine did not play"
+run 1 play -m "$model" --device cpu -p "24=1,1,1,1"
+
 run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 0
 head -n 1 "$work/out" >"$work/plain"
 run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 8
@@ -79,7 +84,7 @@ grep -q "^most end with 24: " "$work/out" || fail "few of a hundred samples end 
 run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12
 grep -q "^3\. score" "$work/out" || fail "no third beam"
 
-for program in tot mcts best_of_n speculative beam_search; do
+for program in tot mcts play best_of_n speculative beam_search; do
     run 0 $program --help
     run 2 $program
     run 2 $program -m "$model" -p 24=1 --tokens x

@@ -173,24 +173,47 @@ void thoughts_sort(proposal_t *list, size_t n)
     qsort(list, n, sizeof(*list), by_value);
 }
 
-/* ---- beginning ---- */
+/* ---- beginning, and moves of others ---- */
+
+/* Append text to a node and compute it. */
+static int write_text(thinker_t *t, deft_node_t node, const char *text, candidate_t *top)
+{
+    engine_t *e = job_engine(t->job);
+    const deft_rows_t row = { t->tree, node, 0 };
+    int32_t *ids = NULL;
+    size_t n;
+
+    if (tokenizer_encode(engine_tokenizer(e), text, strlen(text), 0, &ids, &n) != 0)
+        return -1;
+    t->full |= deft_tree_append(t->tree, node, n, ids) != DEFT_OK;
+    free(ids);
+    return t->full ? -1 : job_compute(t->job, &row, 1, THOUGHTS_TOP, top);
+}
+
+int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *move, position_t *to)
+{
+    char line[THOUGHTS_LINE + 2];
+
+    *to = *from;
+    (void)game_step_print(&from->game, move, line, THOUGHTS_LINE);
+    strcat(line, ";");
+    game_play(&to->game, move);
+    if (strlen(to->steps) + strlen(line) + 1 <= sizeof(to->steps))
+        strcat(to->steps, line);
+    if (deft_tree_fork(t->tree, from->node, 1, &to->node) != DEFT_OK)
+        return -1;
+    return write_text(t, to->node, line, to->top);
+}
 
 int thoughts_begin(thinker_t *t, job_t *job, const char *problem, position_t *root)
 {
-    engine_t *e = job_engine(job);
     char text[THOUGHTS_LINE + 2];
-    int32_t *ids = NULL;
     const char *end;
-    size_t n = 0;
 
     t->job = job;
     (void)snprintf(text, sizeof(text), "%s;", problem);
-    if (game_parse(problem, &root->game, &end) != 0 || deft_tree_create(engine_ctx(e), &t->tree) != DEFT_OK ||
-        tokenizer_encode(engine_tokenizer(e), text, strlen(text), 0, &ids, &n) != 0)
+    if (game_parse(problem, &root->game, &end) != 0 || deft_tree_create(engine_ctx(job_engine(job)), &t->tree) != DEFT_OK)
         return -1;
     root->node = deft_tree_root(t->tree);
-    const deft_rows_t row = { t->tree, root->node, 0 };
-    t->full = deft_tree_append(t->tree, root->node, n, ids) != DEFT_OK;
-    free(ids);
-    return t->full ? -1 : job_compute(job, &row, 1, THOUGHTS_TOP, root->top);
+    return write_text(t, root->node, text, root->top);
 }

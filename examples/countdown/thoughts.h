@@ -50,6 +50,10 @@ int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t
  * the probabilities of these words, as the paper does (Yao et al., arXiv 2305.10601). 0, or -1. */
 int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n);
 
+/* The position behind a move that somebody else made: forked, written and computed. 0; -1: the engine
+ * stopped, or there is no room. */
+int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *move, position_t *to);
+
 /* The living first, by falling value. */
 void thoughts_sort(proposal_t *list, size_t n);
 
