@@ -64,4 +64,4 @@ examples_tot_CPPFLAGS = $(countdown_cppflags)
 examples_tot_LDADD = $(cli_libs)
 endif
 
-EXTRA_DIST += examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh
+EXTRA_DIST += examples/countdown/countdown.gguf examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh
