@@ -86,6 +86,13 @@ if ! test -x "$build/examples/beam_search"; then # configured when a package was
 fi
 test -x "$build/examples/beam_search" || stop "beam_search was not built; missing:${missing:- see $build/config.log}"
 
+# A game, with the model that is in the repository.
+if test -z "$model$asked"; then
+    say "tot -m examples/countdown/countdown.gguf -p 24=1,4,7,13 --samples 16"
+    "$build/examples/tot" -m examples/countdown/countdown.gguf -p 24=1,4,7,13 --samples 16 --dot "$build/game.dot"
+    echo
+fi
+
 # The model, and the search.
 test -n "$model" || model=$(sh examples/get_model.sh) || exit 1
 test -r "$model" || stop "cannot read $model"
