@@ -4,7 +4,7 @@
 SUFFIXES = .cu
 NVCCFLAGS = -O3 -std=c++17
 cuda_nvcc = $(SHELL) $(top_srcdir)/config/nvcc_wrap.sh $(NVCC) $(NVCCFLAGS) $(NVCC_GENCODE) \
-	-I$(top_srcdir)/include -I$(top_builddir)/include -I$(top_srcdir)/examples/engine
+	-I$(top_srcdir)/include -I$(top_builddir)/include
 
 AM_V_NVCC = $(am__v_NVCC_@AM_V@)
 am__v_NVCC_ = $(am__v_NVCC_@AM_DEFAULT_V@)

@@ -146,7 +146,7 @@ static size_t pieces_of(engine_t *e, piece_t *piece, size_t *n_p)
         { (void **)&f->which, (1 + O) * sizeof(uint32_t) },
         { (void **)&f->top, O * ENGINE_TOP * sizeof(candidate_t) },
         { (void **)&f->staging, f->staging_floats * sizeof(float) },
-        { (void **)&f->digest, N_ALGOS * sizeof(uint64_t) },
+        { (void **)&f->digest, sizeof(uint64_t) },
     };
     size_t bytes = 0;
 
