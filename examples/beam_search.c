@@ -6,18 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "chat.h"
 #include "cli.h"
 #include "search.h"
 
 static int set_beams(void *arg, const char *value)
 {
-    double v;
-
-    if (cli_number(value, 1, 64, &v))
-        return 1;
-    ((beam_options_t *)arg)->beams = (size_t)v;
-    return 0;
+    return cli_size(value, 1, 64, &((beam_options_t *)arg)->beams);
 }
 
 static int set_penalty(void *arg, const char *value)
@@ -68,12 +62,8 @@ static int search(const cli_t *cli, const beam_options_t *options, engine_t *e)
     int32_t *ids;
     size_t n;
 
-    if (chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, &ids, &n) != 0)
-        return cli_fail(cli, "cannot encode the prompt", NULL);
-    if (deft_tree_create(engine_ctx(e), &tree) != DEFT_OK) {
-        free(ids);
-        return cli_fail(cli, "cannot make a tree", deft_last_error(engine_ctx(e)));
-    }
+    if (cli_begin(cli, e, &tree, &ids, &n) != 0)
+        return 1;
     const double start = cli_seconds();
     int status = beam_search(e, tree, ids, n, options, &r, &why);
     const double seconds = cli_seconds() - start;

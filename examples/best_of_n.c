@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "chat.h"
 #include "cli.h"
 
 enum { MAX_SAMPLES = 512, SHOWN = 3 };
@@ -29,12 +28,7 @@ typedef struct options {
 
 static int set_n(void *arg, const char *value)
 {
-    double v;
-
-    if (cli_number(value, 1, MAX_SAMPLES, &v))
-        return 1;
-    ((options_t *)arg)->n = (size_t)v;
-    return 0;
+    return cli_size(value, 1, MAX_SAMPLES, &((options_t *)arg)->n);
 }
 
 static const cli_option_t own[] = { { "n", "  -n SAMPLES           samples to draw, 1 to 512 (16)\n", set_n }, { NULL, NULL, NULL } };
@@ -149,16 +143,14 @@ static void print_samples(const engine_t *e, sample_t *list, size_t n, double se
 }
 
 /* Compute the prompt, fork the samples, decode them. */
-static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, sample_t *list, size_t n)
+static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t *ids, size_t n_ids, sample_t *list, size_t n)
 {
     const size_t k = engine_vocab(e) < SAMPLER_CANDIDATES ? engine_vocab(e) : SAMPLER_CANDIDATES;
     const char *why = "out of memory";
     deft_node_t kids[MAX_SAMPLES];
     candidate_t *top = malloc(n * k * sizeof(*top));
     const engine_output_t out = { .n = 1, .k = k, .top = top };
-    int32_t *ids = NULL;
-    size_t n_ids;
-    int status = top && chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, &ids, &n_ids) == 0 ? 0 : -1, full = 0;
+    int status = top ? 0 : -1, full = 0;
 
     if (status == 0 && engine_prefill(e, tree, deft_tree_root(tree), ids, n_ids, 0, &out) != 0) {
         status = -1;
@@ -178,7 +170,6 @@ static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, sample_t *list
     if (full)
         fprintf(stderr, "best_of_n: the KV pool is full: some samples end early\n");
     free(top);
-    free(ids);
     return status == 0 ? 0 : cli_fail(cli, "sampling", why);
 }
 
@@ -187,6 +178,8 @@ int main(int argc, char **argv)
     cli_t cli = { .program = "best_of_n", .tokens = 64, .seed = 1, .temperature = 0.8f };
     options_t o = { .n = 16 };
     deft_tree_t *tree;
+    int32_t *ids;
+    size_t n_ids;
     int status = cli_parse(&cli, argc, argv, "Many samples of one prompt, and the best of them.", own, &o);
 
     if (status != 0)
@@ -195,9 +188,10 @@ int main(int argc, char **argv)
     engine_t *e = cli_open(&cli);
     sample_t *list = e ? calloc(o.n, sizeof(*list)) : NULL;
     status = 1;
-    if (list && deft_tree_create(engine_ctx(e), &tree) == DEFT_OK) {
+    if (list && cli_begin(&cli, e, &tree, &ids, &n_ids) == 0) {
         const double start = cli_seconds();
-        status = draw(&cli, e, tree, list, o.n);
+        status = draw(&cli, e, tree, ids, n_ids, list, o.n);
+        free(ids);
         if (status == 0)
             print_samples(e, list, o.n, cli_seconds() - start);
         if (status == 0 && cli.dot)

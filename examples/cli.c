@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "chat.h"
 #include "common.h"
 
 enum { MAX_OPTIONS = 32, FIRST_OWN = 256 };
@@ -82,6 +83,16 @@ int cli_number(const char *text, double min, double max, double *v)
 
     *v = strtod(text, &end);
     return *text == '\0' || *end != '\0' || !(*v >= min && *v <= max);
+}
+
+int cli_size(const char *text, size_t least, size_t most, size_t *to)
+{
+    double v;
+
+    if (cli_number(text, (double)least, (double)most, &v))
+        return 1;
+    *to = (size_t)v;
+    return 0;
 }
 
 static int name_of(const char *text, const char *const *names, int n)
@@ -173,6 +184,16 @@ engine_t *cli_open(const cli_t *cli)
 }
 
 /* ---- text and tree ---- */
+
+int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids_p, size_t *n_p)
+{
+    if (chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, ids_p, n_p) != 0)
+        return cli_fail(cli, "cannot encode the prompt", NULL);
+    if (deft_tree_create(engine_ctx(e), tree_p) == DEFT_OK)
+        return 0;
+    free(*ids_p);
+    return cli_fail(cli, "cannot make a tree", deft_last_error(engine_ctx(e)));
+}
 
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n)
 {

@@ -29,12 +29,16 @@ int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_opt
 engine_t *cli_open(const cli_t *cli);
 
 int cli_number(const char *text, double min, double max, double *v); /* non-zero: it is none, or out of range */
+int cli_size(const char *text, size_t least, size_t most, size_t *to); /* the same for whole numbers; *to is set */
 int cli_interrupted(void);
 int cli_progress(void *arg, size_t done, size_t of); /* a bar if stderr is a terminal; cli_interrupted() */
 double cli_seconds(void);
 
 /* "program: what: why" on stderr; returns 1. */
 int cli_fail(const cli_t *cli, const char *what, const char *why);
+
+/* Encode the prompt, and make an empty tree for it. ids: to be freed. 0, or 1 with the reason printed. */
+int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids_p, size_t *n_p);
 
 /* Print tokens as text, without special ones, with a newline. */
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);

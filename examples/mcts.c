@@ -37,9 +37,9 @@ static int search(thinker_t *t, const position_t *from, const void *options)
 
 /* ---- the program ---- */
 
-static int set_simulations(void *arg, const char *value) { return puzzles_size(value, 1e6, &((options_t *)arg)->simulations); }
-static int set_samples(void *arg, const char *value) { return puzzles_size(value, THOUGHTS_WIDTH, &((options_t *)arg)->samples); }
-static int set_jobs(void *arg, const char *value) { return puzzles_size(value, 4096, &((options_t *)arg)->jobs); }
+static int set_simulations(void *arg, const char *value) { return cli_size(value, 1, 1000000, &((options_t *)arg)->simulations); }
+static int set_samples(void *arg, const char *value) { return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->samples); }
+static int set_jobs(void *arg, const char *value) { return cli_size(value, 1, 4096, &((options_t *)arg)->jobs); }
 static int set_c(void *arg, const char *value) { return cli_number(value, 0, 100, &((options_t *)arg)->c); }
 
 static const cli_option_t own[] = {

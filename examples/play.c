@@ -159,12 +159,7 @@ static void play(job_t *job, void *arg)
 
 static int set_simulations(void *arg, const char *value)
 {
-    double v;
-
-    if (cli_number(value, 1, 1e6, &v))
-        return 1;
-    ((options_t *)arg)->simulations = (size_t)v;
-    return 0;
+    return cli_size(value, 1, 1000000, &((options_t *)arg)->simulations);
 }
 
 static const cli_option_t own[] = {

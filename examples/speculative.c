@@ -6,28 +6,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "chat.h"
 #include "cli.h"
 #include "draft.h"
 
 static int set_draft(void *arg, const char *value)
 {
-    double v;
-
-    if (cli_number(value, 0, DRAFT_MAX, &v))
-        return 1;
-    ((speculate_options_t *)arg)->draft = (size_t)v;
-    return 0;
+    return cli_size(value, 0, DRAFT_MAX, &((speculate_options_t *)arg)->draft);
 }
 
 static int set_length(void *arg, const char *value)
 {
-    double v;
-
-    if (cli_number(value, 1, DRAFT_MAX, &v))
-        return 1;
-    ((speculate_options_t *)arg)->length = (size_t)v;
-    return 0;
+    return cli_size(value, 1, DRAFT_MAX, &((speculate_options_t *)arg)->length);
 }
 
 static const cli_option_t own[] = {
@@ -55,12 +44,8 @@ static int decode(const cli_t *cli, const speculate_options_t *options, engine_t
     int32_t *ids;
     size_t n;
 
-    if (chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, &ids, &n) != 0)
-        return cli_fail(cli, "cannot encode the prompt", NULL);
-    if (deft_tree_create(engine_ctx(e), &tree) != DEFT_OK) {
-        free(ids);
-        return cli_fail(cli, "cannot make a tree", deft_last_error(engine_ctx(e)));
-    }
+    if (cli_begin(cli, e, &tree, &ids, &n) != 0)
+        return 1;
     const double start = cli_seconds();
     int status = speculate(e, tree, ids, n, options, &r, &why);
     const double seconds = cli_seconds() - start;

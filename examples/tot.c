@@ -91,10 +91,10 @@ static int set_method(void *arg, const char *value)
     return 1;
 }
 
-static int set_beams(void *arg, const char *value) { return puzzles_size(value, THOUGHTS_WIDTH, &((options_t *)arg)->beams); }
-static int set_samples(void *arg, const char *value) { return puzzles_size(value, THOUGHTS_WIDTH, &((options_t *)arg)->samples); }
-static int set_jobs(void *arg, const char *value) { return puzzles_size(value, 4096, &((options_t *)arg)->jobs); }
-static int set_visits(void *arg, const char *value) { return puzzles_size(value, 1e6, &((options_t *)arg)->visits); }
+static int set_beams(void *arg, const char *value) { return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->beams); }
+static int set_samples(void *arg, const char *value) { return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->samples); }
+static int set_jobs(void *arg, const char *value) { return cli_size(value, 1, 4096, &((options_t *)arg)->jobs); }
+static int set_visits(void *arg, const char *value) { return cli_size(value, 1, 1000000, &((options_t *)arg)->visits); }
 
 static const cli_option_t own[] = {
     { "method", "  --method METHOD      bfs, dfs or greedy (bfs)\n", set_method },

@@ -11,16 +11,6 @@ typedef struct puzzle {
     thinker_t t;
 } puzzle_t;
 
-int puzzles_size(const char *value, double most, size_t *to)
-{
-    double v;
-
-    if (cli_number(value, 1, most, &v))
-        return 1;
-    *to = (size_t)v;
-    return 0;
-}
-
 /* The whole of one problem; a job. The tree stays if it is to be drawn. */
 static void run(job_t *job, void *arg)
 {

@@ -19,7 +19,4 @@ typedef struct puzzles {
 /* Returns an exit status. */
 int puzzles_run(const puzzles_t *p);
 
-/* For options: a whole number from 1 to most. Non-zero: it is none. */
-int puzzles_size(const char *value, double most, size_t *to);
-
 #endif
