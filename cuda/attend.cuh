@@ -11,18 +11,56 @@
  *
  * Up to 64 matrix rows, both warpgroups have the same rows and take tiles by turns (one computes
  * weights while the other multiplies), and join their states at the end through shared memory.
- * Above, each has 64 rows of its own and skips tiles that none of them sees.
+ * Above, each has 64 rows of its own and skips tiles that none of them sees. Up to 16 see narrow.cuh.
  *
- * Order is fixed everywhere: tiles by their number, states by warpgroup, partials by the plan. A
- * row's bits depend on the tokens of its tiles and their order alone.
+ * Order is fixed everywhere: tiles by their number, states by warp, partials by the plan. A row's bits
+ * depend on the tokens of its tiles, their order, and on whether the unit is narrow, which it never is in
+ * an invariant step.
  *
  * Shapes: Q tile [128][D], K and V tiles [64][D], in panels (arch.cuh). A thread of a warpgroup has
  * rows r and r + 8 of the warp's 16, and of each 8 columns the two at 2 * (lane % 4).
  * m is in units of log2; d is a thread's own share until the end. */
-#include "consume.cuh"
+#include "narrow.cuh"
 #include "produce.cuh"
 
 namespace {
+
+/* A computing warp's life. */
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q)
+{
+    const uint32_t wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    ring at = { 0, 0 };
+    /* A tile's V behind its last token is multiplied by weights of 0: it must not be a NaN. */
+    for (uint32_t i = threadIdx.x; i < a.stages * (shape<D>::KV_BYTES / 16); i += CONSUMERS)
+        *(uint4 *)(stages + (i / (shape<D>::KV_BYTES / 16) * 2 + 1) * (size_t)shape<D>::KV_BYTES +
+                   i % (shape<D>::KV_BYTES / 16) * 16) = make_uint4(0, 0, 0, 0);
+#if IDEFT_HOPPER
+    fence_async();
+#endif
+    for (uint32_t i = 0; i < a.stages; i++)
+        barrier_arrive(&ctl.empty[i]);
+    for (uint32_t k = 0;; k++) {
+        const uint32_t buf = k % a.q_buffers;
+        barrier_wait(&ctl.q_full[buf], k / a.q_buffers & 1);
+        const unit_meta &unit = ctl.unit[buf];
+        unsigned char *q_tile = q + (size_t)buf * shape<D>::Q_BYTES;
+        if (unit.n_rows == 0)
+            return;
+        bool narrow = false;
+        if constexpr (D <= IDEFT_NARROW_DIM) {
+            narrow = unit.kind() == IDEFT_SHARE_TOKENS;
+            if (narrow)
+                consume_narrow<T, D, GENERAL>(a, ctl, stages, q_tile, unit, at, wg);
+        }
+        if (!narrow)
+            consume_unit<T, D, GENERAL>(a, ctl, stages, q_tile, unit, at, wg);
+#if IDEFT_HOPPER
+        fence_async(); /* the copy engine is next to write where Q and outputs were */
+#endif
+        barrier_arrive(&ctl.q_empty[buf]);
+    }
+}
 
 /* Grid: a block a multiprocessor. Block: THREADS, one a multiprocessor because of its shared memory
  * and registers. Shared memory: stages, buffers of Q, control. GENERAL: with windows or a soft cap;
@@ -34,18 +72,19 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
     extern __shared__ __align__(1024) unsigned char shared[];
     unsigned char *stages = shared, *q = stages + (size_t)a.stages * 2 * shape<D>::KV_BYTES;
     control &ctl = *(control *)(q + (size_t)a.q_buffers * shape<D>::Q_BYTES);
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x < CONSUMERS ? 0 : (threadIdx.x - CONSUMERS) / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    /* through a shuffle, so that the compiler sees that a warp agrees */
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x < CONSUMERS ? 0 : (threadIdx.x - CONSUMERS) / 32, 0);
     const bool does_q = !IDEFT_HOPPER || (warp >= 2 && warp < 2 + shape<D>::Q_LOADERS / 32);
     const uint32_t side = !IDEFT_HOPPER ? 2 : warp < 2 ? warp : 3;
     const uint32_t q_lane = IDEFT_HOPPER ? threadIdx.x - CONSUMERS - 64 : lane;
     order<D> o = {};
-    uint32_t n_units = 0;
-    const ideft_cuda_copy_t *copies = NULL;
+    job_t job = {};
     if (threadIdx.x >= CONSUMERS) { /* what takes longest first */
         const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
-        fetch_order<D, true>(a, o, blockIdx.x, side < 3, does_q, q_lane, lane);
-        n_units = __ldg(&head->n_units);
-        copies = (const ideft_cuda_copy_t *)(a.image + __ldg(&head->copies));
+        fetch_order<D>(a, o, blockIdx.x / a.Hkv, side < 3, does_q, q_lane, lane);
+        job = { __ldg(&head->n_units), __ldg(&head->n_records), __ldg(&head->by_head),
+                (const ideft_cuda_copy_t *)(a.image + __ldg(&head->copies)) };
 #if IDEFT_HOPPER
         if (shape<D>::BOXES && side < 3 && lane < IDEFT_BOXES)
             asm volatile("prefetch.tensormap [%0];" ::"l"(&a.box[lane]) : "memory");
@@ -76,7 +115,7 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
 #endif
         wait_for_kernel_before();
         if (side < 3 || does_q)
-            produce<T, D>(a, ctl, stages, q, o, n_units, copies, side, does_q, q_lane);
+            produce<T, D>(a, ctl, stages, q, o, job, side, does_q, q_lane);
     } else {
 #if IDEFT_HOPPER
         asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");

@@ -44,6 +44,8 @@ struct tile_meta {
 struct unit_meta {
     uint32_t n_rows, head, part, share; /* n_rows 0: no unit follows */
     ideft_cuda_row_t row[IDEFT_ROWS];
+    __device__ uint32_t kind() const { return share % 4; }
+    __device__ uint32_t turns() const { return share / 4; } /* tiles taken by turns, else 0 */
 };
 
 /* What is behind the tiles in shared memory. */

@@ -130,17 +130,18 @@ struct rows_t {
 };
 
 /* Scores that a row does not see become -inf. */
-template <bool GENERAL>
-__device__ __forceinline__ void mask_scores(float (&s)[32], const tile_meta &meta, const rows_t &rows, uint32_t window)
+template <bool GENERAL, int N>
+__device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta, uint32_t at, const rows_t &rows,
+                                            uint32_t window)
 {
-    const uint32_t quad = threadIdx.x % 4;
+    const uint32_t first_col = at + threadIdx.x % 4 * 2;
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-        const uint32_t w = meta.seen[j * 4 + quad];
+    for (int j = 0; j < N / 4; j++) {
+        const uint32_t w = meta.seen[first_col / 2 + j * 4];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const uint32_t first = w >> (16 * e) & 255, n = w >> (16 * e + 8) & 255;
-            const uint32_t until = GENERAL && window != 0 ? meta.pos[j * 8 + quad * 2 + e] + window : ~0u;
+            const uint32_t until = GENERAL && window != 0 ? meta.pos[first_col + j * 8 + e] + window : ~0u;
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows.query[r] - first >= n || (GENERAL && until <= rows.pos[r]))
@@ -152,44 +153,50 @@ __device__ __forceinline__ void mask_scores(float (&s)[32], const tile_meta &met
 /* Scores to weights 2^(s - m), counted into d. m moves only when a score exceeds it by 2^8, so that
  * most tiles leave O alone: where it does, by[] is what O has to be multiplied by. Returns whether a
  * row of the warp moved. */
-template <int D, bool GENERAL>
-__device__ __forceinline__ bool weigh(float (&s)[32], state<D> &st, float (&by)[2], const ideft_cuda_attend_t &a)
+template <int D, bool GENERAL, int N>
+__device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2], const ideft_cuda_attend_t &a)
 {
     float top[2], minus[2], sum[4] = { 0, 0, 0, 0 };
-    bool moves = false;
     if (GENERAL && a.cap_out != 0) {
 #pragma unroll
-        for (int i = 0; i < 32; i++) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
+        for (int i = 0; i < N; i++) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
             const float e = exp2_fast(s[i] * a.cap_in * 2.885390081777927f);
             s[i] = s[i] == -INFINITY ? s[i] : a.cap_out - __fdividef(2 * a.cap_out, e + 1);
         }
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        float x[4]; /* short chains */
+        float x[N / 8]; /* short chains */
 #pragma unroll
-        for (int c = 0; c < 4; c++)
+        for (int c = 0; c < N / 8; c++)
             x[c] = fmaxf(fmaxf(s[c * 8 + r * 2], s[c * 8 + r * 2 + 1]), fmaxf(s[c * 8 + 4 + r * 2], s[c * 8 + 5 + r * 2]));
-        top[r] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+        if constexpr (N == 32)
+            x[0] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+        top[r] = x[0] * a.scale_log2;
+        by[r] = 1;
+    }
+    const bool moves = __any_sync(~0u, top[0] > st.m[0] + 8 || top[1] > st.m[1] + 8);
+    if (moves) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
+            top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
+            const bool move = top[r] > st.m[r] + 8;
+            by[r] = move ? exp2_fast(st.m[r] - top[r]) : 1.0f;
+            st.m[r] = move ? top[r] : st.m[r];
+        }
     }
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
-        top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2)) * a.scale_log2;
-        const bool move = top[r] > st.m[r] + 8;
-        by[r] = move ? exp2_fast(st.m[r] - top[r]) : 1.0f;
-        st.m[r] = move ? top[r] : st.m[r];
+    for (int r = 0; r < 2; r++)
         minus[r] = st.m[r] == -INFINITY ? 0.0f : -st.m[r];
-        moves |= move;
-    }
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < N; i++) {
         s[i] = exp2_fast(fmaf(s[i], a.scale_log2, minus[i / 2 % 2]));
         sum[i % 4] += s[i];
     }
     st.d[0] = fmaf(st.d[0], by[0], sum[0] + sum[1]);
     st.d[1] = fmaf(st.d[1], by[1], sum[2] + sum[3]);
-    return __any_sync(~0u, moves);
+    return moves;
 }
 
 template <int D> __device__ __forceinline__ void scale_outputs(state<D> &st, const float (&by)[2])
@@ -199,10 +206,10 @@ template <int D> __device__ __forceinline__ void scale_outputs(state<D> &st, con
         st.o[i] *= by[i / 2 % 2];
 }
 
-template <typename T> __device__ __forceinline__ void pack_weights(uint32_t (&p)[4][4], const float (&s)[32])
+template <typename T, int N> __device__ __forceinline__ void pack_weights(uint32_t (&p)[N / 8][4], const float (&s)[N])
 {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < N / 8; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
             p[i][e] = pack<T>(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
@@ -262,9 +269,37 @@ __device__ __forceinline__ void store_rows(uint4 *const *place, const unsigned c
             place[r][chunk] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
 }
 
-/* The states of the warp's 16 rows go to the output, or as partials to where they are joined: both are
- * normalised and rounded, a partial has the log2 of its denominator beside it. Through shared memory,
- * so that whole rows are written. `half`: -1 for all columns, or the half that this warpgroup has. */
+/* Where a matrix row's output goes, NULL: nowhere, and what its O has to be multiplied by: outputs and
+ * partials are both normalised, a partial has the log2 of its denominator beside it, which the one
+ * thread that `notes` writes. */
+template <typename T> struct target {
+    T *to;
+    float by;
+};
+
+template <typename T, int D>
+__device__ __forceinline__ target<T> target_of(const ideft_cuda_attend_t &a, const unit_meta &unit, uint32_t row, float m,
+                                               float d, bool notes)
+{
+    const uint32_t query = row * a.inverse >> 16, h = (unit.head - query) * a.G + row;
+    const bool there = query < unit.n_rows;
+    const uint32_t token = there ? unit.row[query].token : 0, part = unit.part + query;
+    const bool direct = (token & IDEFT_DIRECT) != 0;
+    float scale = 1;
+    if (direct && a.sinks != NULL) {
+        const float sink = a.sinks[h], top = fmaxf(sink, m);
+        scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
+        d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
+    }
+    T *to = direct ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
+                   : (T *)a.part_o + ((size_t)part * a.H + h) * D;
+    if (notes && there && !direct)
+        a.part_lse[(size_t)part * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
+    return { there ? to : NULL, d == 0 ? 0.0f : __fdividef(scale, d) };
+}
+
+/* The states of the warp's 16 rows, through shared memory, so that whole rows are written. `half`: -1
+ * for all columns, or the half that this warpgroup has. */
 template <typename T, int D>
 __device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_attend_t &a, control &ctl,
                                        const unit_meta &unit, uint32_t first, unsigned char *space, int half)
@@ -274,30 +309,14 @@ __device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_atte
     uint4 **place = &ctl.place[warp * 16];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const uint32_t row = first + lane / 4 + 8 * r, query = row * a.inverse >> 16, h = (unit.head - query) * a.G + row;
-        const bool there = query < unit.n_rows;
-        const uint32_t token = there ? unit.row[query].token : 0, part = unit.part + query;
-        const bool direct = (token & IDEFT_DIRECT) != 0;
-        const float m = st.m[r];
-        float d = st.d[r], scale = 1;
-        if (direct && a.sinks != NULL) {
-            const float sink = a.sinks[h], top = fmaxf(sink, m);
-            scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
-            d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
-        }
-        scale = d == 0 ? 0.0f : __fdividef(scale, d);
-        if (quad == 0) {
-            T *to = direct ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
-                           : (T *)a.part_o + ((size_t)part * a.H + h) * D;
-            place[lane / 4 + 8 * r] = there ? (uint4 *)to : NULL;
-            if (there && !direct && half <= 0)
-                a.part_lse[(size_t)part * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
-        }
+        const target<T> t = target_of<T, D>(a, unit, first + lane / 4 + 8 * r, st.m[r], st.d[r], quad == 0 && half <= 0);
+        if (quad == 0)
+            place[lane / 4 + 8 * r] = (uint4 *)t.to;
 #pragma unroll
         for (int j = 0; j < CHUNKS; j++)
             if (half < 0 || (j >= CHUNKS / 2) == half)
                 *(uint32_t *)(space + tile_chunk<D>(16, lane / 4 + 8 * r, j) + quad * 4) =
-                    pack<T>(st.o[j * 4 + r * 2] * scale, st.o[j * 4 + r * 2 + 1] * scale);
+                    pack<T>(st.o[j * 4 + r * 2] * t.by, st.o[j * 4 + r * 2 + 1] * t.by);
     }
     __syncwarp(); /* publishes rows and places */
     if (half < 0)
@@ -311,45 +330,6 @@ struct tile_ref {
     uint32_t stage, flags;
 };
 
-__device__ __forceinline__ void release(control &ctl, uint32_t stage)
-{
-    barrier_arrive(&ctl.empty[stage]);
-}
-
-/* The flags of the tile that is next in the ring, with PEEKED if it is there already: asked for while
- * there is something else to wait for. */
-constexpr uint32_t PEEKED = 0x80000000u;
-
-__device__ __forceinline__ uint32_t peek(const control &ctl, const ring &at)
-{
-    uint32_t flags = 0;
-    if (barrier_test(&ctl.full[at.stage], at.parity))
-        flags = ctl.tile[at.stage].flags | PEEKED; /* not before it is known to be there */
-    return __shfl_sync(~0u, flags, 0);
-}
-
-/* The next tile that is there; those of the other warpgroup alone go back at once, unless it is the
- * unit's last. */
-template <int D>
-__device__ __forceinline__ tile_ref next_tile(const ideft_cuda_attend_t &a, control &ctl, ring &at, uint32_t wg,
-                                              uint32_t peeked = 0)
-{
-    for (;; peeked = 0) {
-        if (!(peeked & PEEKED))
-            barrier_wait(&ctl.full[at.stage], at.parity);
-#if IDEFT_HOPPER
-        if constexpr (!shape<D>::BOXES)
-            fence_async();
-#endif
-        /* through a shuffle, so that the compiler sees that a warp agrees */
-        const tile_ref t = { at.stage, peeked & PEEKED ? peeked : __shfl_sync(~0u, ctl.tile[at.stage].flags, 0) };
-        at.next(a.stages);
-        if (t.flags & (IDEFT_MINE << wg | IDEFT_LAST))
-            return t;
-        release(ctl, t.stage);
-    }
-}
-
 /* Everything of a unit that its consumers share. */
 template <int D> struct work {
     const ideft_cuda_attend_t &a;
@@ -357,6 +337,7 @@ template <int D> struct work {
     const unsigned char *stages;
     unsigned char *q_tile;
     uint32_t wg, first; /* matrix row of the warp's first */
+    uint32_t turns;     /* as in unit_meta */
     bool apart;         /* both warpgroups have work of their own, and the first has a tile at once */
     rows_t rows;
 
@@ -370,12 +351,82 @@ template <int D> struct work {
     }
 };
 
-/* Scores to weights, counted; what O has to be multiplied by, and whether it has to. */
-template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ bool weights_of(const work<D> &w, const tile_ref &t, float (&s)[32], state<D> &st, float (&by)[2])
+/* A stage is free when every thread of both warpgroups has arrived. */
+__device__ __forceinline__ void release(control &ctl, uint32_t stage)
+{
+    barrier_arrive(&ctl.empty[stage]);
+}
+
+/* Past a tile of the other warpgroup, by turns. It has to be waited for: a barrier tells two phases from each
+ * other, not three. */
+template <int D> __device__ __forceinline__ void skip_tile(const work<D> &w, ring &at)
+{
+    barrier_wait(&w.ctl.full[at.stage], at.parity);
+    release(w.ctl, at.stage);
+    at.next(w.a.stages);
+}
+
+/* The flags of the tile that is next in the ring, or by turns the next but one, with PEEKED if it is there
+ * already: asked for while there is something else to wait for. */
+constexpr uint32_t PEEKED = 0x80000000u;
+
+template <int D> __device__ __forceinline__ uint32_t peek(const work<D> &w, ring at)
+{
+    uint32_t flags = 0;
+    bool there = true;
+    if (w.turns > 0) {
+        there = barrier_test(&w.ctl.full[at.stage], at.parity);
+        at.next(w.a.stages);
+    }
+    if (there && barrier_test(&w.ctl.full[at.stage], at.parity))
+        flags = w.ctl.tile[at.stage].flags | PEEKED; /* not before it is known to be there */
+    flags = __all_sync(~0u, flags != 0) ? flags : 0;
+    return __shfl_sync(~0u, flags, 0);
+}
+
+/* The tile that is next in the ring. */
+template <int D> __device__ __forceinline__ tile_ref take_tile(const work<D> &w, ring &at, uint32_t peeked)
+{
+    if (!(peeked & PEEKED))
+        barrier_wait(&w.ctl.full[at.stage], at.parity);
+#if IDEFT_HOPPER
+    if constexpr (!shape<D>::BOXES)
+        fence_async();
+#endif
+    /* through a shuffle, so that the compiler sees that a warp agrees */
+    const tile_ref t = { at.stage, peeked & PEEKED ? peeked : __shfl_sync(~0u, w.ctl.tile[at.stage].flags, 0) };
+    at.next(w.a.stages);
+    return t;
+}
+
+/* The next tile for this warpgroup: by turns the next but one; else those of the other alone go back at
+ * once, unless it is the unit's last. */
+template <int D> __device__ __forceinline__ tile_ref next_tile(const work<D> &w, ring &at, uint32_t peeked = 0)
+{
+    if (w.turns > 0)
+        skip_tile(w, at);
+    for (;; peeked = 0) {
+        const tile_ref t = take_tile(w, at, peeked);
+        if (w.turns > 0 || t.flags & (IDEFT_MINE << w.wg | IDEFT_LAST))
+            return t;
+        release(w.ctl, t.stage);
+    }
+}
+
+/* The first of a unit. */
+template <int D> __device__ __forceinline__ tile_ref first_tile(const work<D> &w, ring &at)
+{
+    return w.turns > 0 && w.wg == 0 ? take_tile(w, at, 0) : next_tile(w, at);
+}
+
+/* Scores of a tile's tokens from `token` on to weights, counted; what O has to be multiplied by, and
+ * whether it has to. */
+template <int D, bool GENERAL, int N>
+__device__ __forceinline__ bool weights_of(const work<D> &w, const tile_ref &t, uint32_t token, float (&s)[N], state<D> &st,
+                                           float (&by)[2])
 {
     if ((t.flags & IDEFT_MASK << w.wg) || (GENERAL && w.a.window != 0))
-        mask_scores<GENERAL>(s, w.ctl.tile[t.stage], w.rows, w.a.window);
+        mask_scores<GENERAL>(s, w.ctl.tile[t.stage], token, w.rows, w.a.window);
     return weigh<D, GENERAL>(s, st, by, w.a);
 }
 
@@ -393,12 +444,12 @@ __device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<
     for (bool first = true;; first = false) {
         scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
         add_values<T, D>(st.o, p, w.v(t.stage));
-        const uint32_t peeked = peek(w.ctl, at);
+        const uint32_t peeked = peek(w, at);
         products_wait<1>();
         settle(s);
         if (first && w.apart && w.wg == 0)
             asm volatile("bar.arrive 3, 256;" ::: "memory");
-        const bool moves = weights_of<T, D, GENERAL>(w, next, s, st, by);
+        const bool moves = weights_of<D, GENERAL>(w, next, 0, s, st, by);
         products_wait<0>();
         settle(st.o);
         if (!first)
@@ -409,7 +460,7 @@ __device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<
         t = next;
         if (t.flags & IDEFT_FINAL << w.wg)
             break;
-        next = next_tile<D>(w.a, w.ctl, at, w.wg, peeked);
+        next = next_tile(w, at, peeked);
     }
     add_values<T, D>(st.o, p, w.v(t.stage));
     products_wait<0>();
@@ -427,7 +478,7 @@ __device__ __forceinline__ void consume_plain(const work<D> &w, ring &at, state<
         scores<T, D>(s, q, w.q_tile, w.first, w.k(t.stage));
         products_wait<0>();
         settle(s);
-        if (weights_of<T, D, GENERAL>(w, t, s, st, by))
+        if (weights_of<D, GENERAL>(w, t, 0, s, st, by))
             scale_outputs<D>(st, by);
         pack_weights<T>(p, s);
         add_values<T, D>(st.o, p, w.v(t.stage));
@@ -436,14 +487,33 @@ __device__ __forceinline__ void consume_plain(const work<D> &w, ring &at, state<
         if (t.flags & IDEFT_FINAL << w.wg)
             return;
         release(w.ctl, t.stage);
-        t = next_tile<D>(w.a, w.ctl, at, w.wg);
+        t = next_tile(w, at);
+    }
+}
+
+/* Behind t, which has been the last that is this warpgroup's: those of the other. */
+template <int D> __device__ __forceinline__ void leave_tiles(const work<D> &w, ring &at, tile_ref t)
+{
+    release(w.ctl, t.stage);
+    if (w.turns > 0) {
+        if ((w.turns - w.wg) % 2 == 0)
+            skip_tile(w, at);
+        return;
+    }
+    while (!(t.flags & IDEFT_LAST)) {
+        t = next_tile(w, at);
+        release(w.ctl, t.stage);
     }
 }
 
 template <typename T, int D, bool GENERAL>
 __device__ __forceinline__ void consume_tiles(const work<D> &w, ring &at, state<D> &st, const uint32_t (&q)[D / 16][4])
 {
-    tile_ref t = next_tile<D>(w.a, w.ctl, at, w.wg);
+    if (w.turns == 1 && w.wg == 1) {
+        skip_tile(w, at);
+        return;
+    }
+    tile_ref t = first_tile(w, at);
     /* Where both compute all the time, they should not do the same at a time: the second begins when
      * the first goes from its first products to weights. */
     if (w.apart && w.wg == 1)
@@ -454,10 +524,30 @@ __device__ __forceinline__ void consume_tiles(const work<D> &w, ring &at, state<
         else
             consume_plain<T, D, GENERAL>(w, at, st, q, t);
     }
-    release(w.ctl, t.stage);
-    while (!(t.flags & IDEFT_LAST)) { /* tiles of the other warpgroup */
-        t = next_tile<D>(w.a, w.ctl, at, w.wg);
-        release(w.ctl, t.stage);
+    leave_tiles(w, at, t);
+}
+
+template <int D> __device__ __forceinline__ void begin_unit(work<D> &w, state<D> &st, const unit_meta &unit)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        w.rows.query[r] = (w.first + threadIdx.x % 32 / 4 + 8 * r) * w.a.inverse >> 16;
+        w.rows.pos[r] = unit.row[w.rows.query[r] < unit.n_rows ? w.rows.query[r] : 0].pos;
+        st.m[r] = -INFINITY;
+        st.d[r] = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < D / 2; i++)
+        st.o[i] = 0;
+}
+
+/* The threads' shares of d. */
+template <int D> __device__ __forceinline__ void end_unit(state<D> &st)
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        st.d[r] += __shfl_xor_sync(~0u, st.d[r], 1);
+        st.d[r] += __shfl_xor_sync(~0u, st.d[r], 2);
     }
 }
 
@@ -466,63 +556,21 @@ template <typename T, int D, bool GENERAL>
 __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, control &ctl, const unsigned char *stages,
                                              unsigned char *q_tile, const unit_meta &unit, ring &at, uint32_t wg)
 {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-    const bool tokens = unit.share == IDEFT_SHARE_TILES;
-    const uint32_t first = warp * 16 + (tokens ? 0 : wg * 64);
-    work<D> w = { a, ctl, stages, q_tile, wg, first, shape<D>::AHEAD && unit.share == IDEFT_SHARE_BOTH, {} };
+    const uint32_t warp = threadIdx.x / 32 % 4;
+    const bool turns = unit.turns() > 0;
+    const uint32_t first = warp * 16 + (turns ? 0 : wg * 64);
+    work<D> w = { a, ctl, stages, q_tile, wg, first, unit.turns(), shape<D>::AHEAD && unit.kind() == IDEFT_SHARE_BOTH, {} };
     uint32_t q[D / 16][4];
     state<D> st;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        w.rows.query[r] = (first + lane / 4 + 8 * r) * a.inverse >> 16;
-        w.rows.pos[r] = unit.row[w.rows.query[r] < unit.n_rows ? w.rows.query[r] : 0].pos;
-        st.m[r] = -INFINITY;
-        st.d[r] = 0;
-    }
-#pragma unroll
-    for (int i = 0; i < D / 2; i++)
-        st.o[i] = 0;
+    begin_unit<D>(w, st, unit);
     if constexpr (shape<D>::Q_IN_REGISTERS)
         load_q<D>(q, q_tile, first);
     consume_tiles<T, D, GENERAL>(w, at, st, q);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        st.d[r] += __shfl_xor_sync(~0u, st.d[r], 1);
-        st.d[r] += __shfl_xor_sync(~0u, st.d[r], 2);
-    }
-    if (tokens)
+    end_unit<D>(st);
+    if (turns)
         join<D>(st, ctl, (float *)q_tile, wg);
     consumers_meet(); /* nobody reads Q or what was joined any more: its place is free */
-    finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), tokens ? (int)wg : -1);
-}
-
-/* A computing warp's life. */
-template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q)
-{
-    const uint32_t wg = __shfl_sync(~0u, threadIdx.x / 128, 0);
-    ring at = { 0, 0 };
-    /* A tile's V behind its last token is multiplied by weights of 0: it must not be a NaN. */
-    for (uint32_t i = threadIdx.x; i < a.stages * (shape<D>::KV_BYTES / 16); i += CONSUMERS)
-        *(uint4 *)(stages + (i / (shape<D>::KV_BYTES / 16) * 2 + 1) * (size_t)shape<D>::KV_BYTES +
-                   i % (shape<D>::KV_BYTES / 16) * 16) = make_uint4(0, 0, 0, 0);
-#if IDEFT_HOPPER
-    fence_async();
-#endif
-    for (uint32_t i = 0; i < a.stages; i++)
-        release(ctl, i);
-    for (uint32_t k = 0;; k++) {
-        const uint32_t buf = k % a.q_buffers;
-        barrier_wait(&ctl.q_full[buf], k / a.q_buffers & 1);
-        const unit_meta &unit = ctl.unit[buf];
-        if (unit.n_rows == 0)
-            return;
-        consume_unit<T, D, GENERAL>(a, ctl, stages, q + (size_t)buf * shape<D>::Q_BYTES, unit, at, wg);
-#if IDEFT_HOPPER
-        fence_async(); /* the copy engine is next to write where Q and outputs were */
-#endif
-        barrier_arrive(&ctl.q_empty[buf]);
-    }
+    finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), turns ? (int)wg : -1);
 }
 
 } // namespace

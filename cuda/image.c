@@ -15,6 +15,7 @@ typedef struct builder {
     uint32_t n_records;
     ideft_cuda_copy_t *copies;
     uint32_t n_copies;
+    uint64_t n_read; /* tokens of all records */
     /* the record that is being made */
     ideft_cuda_record_t *rec;
     uint32_t row_begin, row_end;
@@ -76,7 +77,7 @@ void ideft_image_bound_of_any(const ideft_geom_t *g, uint32_t n_sm, size_t pool_
 
 static bool by_tiles(const builder_t *b)
 {
-    return b->rec->share == IDEFT_SHARE_TILES;
+    return b->rec->share % 4 == IDEFT_SHARE_TILES || b->rec->share % 4 == IDEFT_SHARE_TOKENS;
 }
 
 /* Matrix rows of each warpgroup as query rows. */
@@ -177,6 +178,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     b->copies[first].count = (uint8_t)(b->n_copies - first);
     b->copies[first].used = (uint8_t)used;
     b->copies[first].flags = (uint8_t)(IDEFT_MINE * mine | (flags & IDEFT_MASK * mine));
+    b->n_read += used;
     b->last = first;
     for (uint32_t w = 0; w < 2; w++)
         b->final[w] = mine >> w & 1 ? first : b->final[w];
@@ -200,16 +202,28 @@ static void put_tiles(builder_t *b, const ideft_item_t *item)
     for (bool any = !by_tiles(b); any;)
         any = put_tile(b, &own[0]) | put_tile(b, &own[1]);
     if (b->n_tiles == 0) { /* none of these rows sees anything: a tile of no tokens */
-        b->last = b->n_copies;
-        b->copies[b->n_copies++] = (ideft_cuda_copy_t){ .count = 1 };
+        b->last = b->final[0] = b->n_copies;
+        b->copies[b->n_copies++] = (ideft_cuda_copy_t){ .count = 1, .flags = IDEFT_MINE | IDEFT_MASK };
+        b->n_tiles = 1;
     }
     b->copies[b->last].flags |= IDEFT_LAST;
+    if (by_tiles(b))
+        b->rec->share += 4 * b->n_tiles;
     for (uint32_t w = 0; w < 2; w++)
         if (b->final[w] != IDEFT_NONE)
             b->copies[b->final[w]].flags |= (uint8_t)(IDEFT_FINAL << w);
 }
 
 /* ---- records ------------------------------------------------------------------------------------ */
+
+/* In an invariant step all records, of up to 64 matrix rows, are computed in one way. */
+static uint32_t share_of(const builder_t *b, uint32_t matrix_rows)
+{
+    if (matrix_rows > 64)
+        return IDEFT_SHARE_ROWS;
+    return matrix_rows <= IDEFT_NARROW_ROWS && b->g->D <= IDEFT_NARROW_DIM && b->plan->flags == 0 ? IDEFT_SHARE_TOKENS
+                                                                                                  : IDEFT_SHARE_TILES;
+}
 
 static void put_record(builder_t *b, const ideft_item_t *item)
 {
@@ -223,7 +237,7 @@ static void put_record(builder_t *b, const ideft_item_t *item)
     rec->copy = b->n_copies;
     rec->n_rows = n;
     rec->part = item->part + (b->row_begin - item->row_begin);
-    rec->share = n * b->g->G <= 64 ? IDEFT_SHARE_TILES : IDEFT_SHARE_ROWS;
+    rec->share = share_of(b, n * b->g->G);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t r = b->row_begin + i;
         const bool direct = plan->part_begin[r] == plan->part_begin[r + 1];
@@ -248,6 +262,15 @@ static void put_records(builder_t *b)
                 put_record(b, item);
         }
     }
+}
+
+/* Tokens that a plan has to read, each once. */
+static uint64_t tokens_of(const ideft_plan_t *plan)
+{
+    uint64_t n = 0;
+    for (uint32_t v = 0; v < plan->n_visit; v++)
+        n += plan->visit[v].n;
+    return n;
 }
 
 size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geom_t *g, size_t max_rows, unsigned char *to)
@@ -277,6 +300,7 @@ size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
         .n_rows = R,
         .n_records = b.n_records,
         .n_parts = plan->n_part,
+        .by_head = b.n_read >= 2 * tokens_of(plan),
         .copies = (uint32_t)((unsigned char *)b.copies - to),
         .places = (uint32_t)((unsigned char *)places - to),
         .part_begin = (uint32_t)((unsigned char *)begin - to),

@@ -15,8 +15,10 @@
  *   part_list   uint32 [...]
  *
  * A unit of work is (record, KV head): unit u is record u / Hkv and head u % Hkv, so that a block
- * knows its first record before it has read anything. Rows here are query rows in the order of the
- * plan; a record's matrix has G of them each, one a query head: matrix row i is query row i / G. */
+ * knows its first record before it has read anything. by_head, where records read the same KV, it is
+ * record u % n_records and head u / n_records: blocks that ask for the same at a time share a request.
+ * Rows here are query rows in the order of the plan; a record's matrix has G of them each, one a query
+ * head: matrix row i is query row i / G. */
 #ifndef IDEFT_CUDA_KERNELS_H
 #define IDEFT_CUDA_KERNELS_H
 
@@ -31,13 +33,16 @@ extern "C" {
 
 #define IDEFT_TILE 64        /* tokens of a tile, columns of its scores */
 #define IDEFT_ROWS 128       /* matrix rows of a record: two warpgroups of 64 */
+#define IDEFT_NARROW_ROWS 16 /* matrix rows of a narrow one at most, */
+#define IDEFT_NARROW_DIM 128 /* and its head dim: operands are kept in registers */
 #define IDEFT_TILE_COPIES 32 /* runs that a tile is made of, at most: a lane each */
 #define IDEFT_INLINE 8       /* copies of the first tile that a record carries itself */
 
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_head {
     uint32_t n_units, n_rows, n_records, n_parts;
     uint32_t copies, places, part_begin, part_list; /* bytes from the start of the image */
-    uint32_t pad[24];
+    uint32_t by_head; /* order of the units */
+    uint32_t pad[23];
 } ideft_cuda_head_t;
 
 /* A run, or part of one, in a tile. Query row r of the record sees column c of the copy (counted
@@ -66,9 +71,10 @@ typedef struct ideft_cuda_row {
 } ideft_cuda_row_t;
 
 enum {
-    IDEFT_SHARE_TILES = 1,  /* at most 64 matrix rows, the warpgroups take tiles by turns */
-    IDEFT_SHARE_ROWS = 0,   /* 64 matrix rows each */
-    IDEFT_SHARE_BOTH = 2    /* the same, and both see the first tile */
+    IDEFT_SHARE_ROWS = 0,  /* 64 matrix rows each */
+    IDEFT_SHARE_TILES = 1, /* at most 64 matrix rows, the warpgroups take tiles by turns */
+    IDEFT_SHARE_BOTH = 2,  /* as ROWS, and both see the first tile */
+    IDEFT_SHARE_TOKENS = 3 /* as TILES, and narrow: a warp has 16 tokens of a tile */
 };
 
 /* Followed by [rows_max] ideft_cuda_row_t, rows_max = IDEFT_ROWS / G, then [IDEFT_INLINE] copies. */
@@ -76,7 +82,7 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_record {
     uint32_t copy;   /* index of its first copy */
     uint32_t n_rows; /* query rows */
     uint32_t part;   /* number of the partial of its first row */
-    uint32_t share;  /* how the warpgroups share it: IDEFT_SHARE_... */
+    uint32_t share;  /* IDEFT_SHARE_..., where tiles are taken by turns + 4 * their number */
 } ideft_cuda_record_t;
 
 typedef struct ideft_cuda_place {

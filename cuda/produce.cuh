@@ -8,10 +8,14 @@
 
 namespace {
 
-__device__ __forceinline__ const ideft_cuda_record_t *record_of(const ideft_cuda_attend_t &a, uint32_t unit)
-{
-    return (const ideft_cuda_record_t *)(a.records + (size_t)(unit / a.Hkv) * a.record_bytes);
-}
+/* Record and KV head of a unit. */
+struct unit_of {
+    uint32_t record, head;
+    __device__ unit_of(const ideft_cuda_attend_t &a, uint32_t unit, uint32_t n_records, bool by_head)
+        : record(by_head ? unit % n_records : unit / a.Hkv), head(by_head ? unit / n_records : unit % a.Hkv)
+    {
+    }
+};
 
 /* The copies of a tile, a lane each; what is behind them is not used. As they come: taking them apart
  * waits for the load. */
@@ -252,13 +256,13 @@ template <int D> struct order {
     uint2 rows[IDEFT_ROWS / shape<D>::Q_LOADERS]; /* query rows */
 };
 
-template <int D, bool FIRST>
-__device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order<D> &o, uint32_t unit, bool kv, bool q,
+template <int D>
+__device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order<D> &o, uint32_t record, bool kv, bool q,
                                             uint32_t q_lane, uint32_t lane)
 {
-    const unsigned char *rec = (const unsigned char *)record_of(a, unit);
+    const unsigned char *rec = a.records + (size_t)record * a.record_bytes;
     o.h = __ldg((const uint4 *)rec);
-    if (FIRST && kv)
+    if (kv)
         o.c = fetch_copy((const ideft_cuda_copy_t *)(rec + a.record_bytes) - IDEFT_INLINE, lane % IDEFT_INLINE);
 #pragma unroll
     for (int i = 0; i < IDEFT_ROWS / shape<D>::Q_LOADERS && q; i++) {
@@ -267,11 +271,16 @@ __device__ __forceinline__ void fetch_order(const ideft_cuda_attend_t &a, order<
     }
 }
 
+/* What the producers need of the image's head. */
+struct job_t {
+    uint32_t n_units, n_records, by_head;
+    const ideft_cuda_copy_t *copies;
+};
+
 /* A producing warp's life. side: what of K and V it brings, 3: nothing. */
 template <typename T, int D>
 __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &ctl, unsigned char *stages, unsigned char *q,
-                                        order<D> &o, uint32_t n_units, const ideft_cuda_copy_t *copies, uint32_t side,
-                                        bool does_q, uint32_t q_lane)
+                                        order<D> &o, const job_t &job, uint32_t side, bool does_q, uint32_t q_lane)
 {
     const uint32_t lane = threadIdx.x % 32;
 #if IDEFT_HOPPER
@@ -281,10 +290,11 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
 #endif
     ring at = { 0, 0 };
     uint32_t k = 0;
-    for (uint32_t unit = blockIdx.x; unit < n_units; unit += gridDim.x, k++) {
-        const uint32_t kv_head = unit % a.Hkv, buf = k % a.q_buffers;
-        if (k > 0)
-            fetch_order<D, false>(a, o, unit, side < 3, does_q, q_lane, lane);
+    for (uint32_t unit = blockIdx.x; unit < job.n_units; unit += gridDim.x, k++) {
+        const unit_of u(a, unit, job.n_records, job.by_head != 0);
+        const uint32_t kv_head = u.head, buf = k % a.q_buffers;
+        if (k > 0 || job.by_head)
+            fetch_order<D>(a, o, u.record, side < 3, does_q, q_lane, lane);
         if (does_q) {
             barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
             unsigned char *to = q + (size_t)buf * shape<D>::Q_BYTES;
@@ -299,15 +309,15 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
         if (side == 3)
             continue;
         uint32_t next = o.h.x;
-        if (k > 0 || __shfl_sync(~0u, copy_of(o.c).count, 0) > IDEFT_INLINE)
-            o.c = fetch_copy(copies, next + lane);
+        if (__shfl_sync(~0u, copy_of(o.c).count, 0) > IDEFT_INLINE)
+            o.c = fetch_copy(job.copies, next + lane);
         for (bool last = false; !last; at.next(a.stages)) {
             const ideft_cuda_copy_t now = copy_of(o.c);
             last = (__shfl_sync(~0u, now.flags, 0) & IDEFT_LAST) != 0;
             next += __shfl_sync(~0u, now.count, 0);
             barrier_wait(&ctl.empty[at.stage], at.parity);
             if (!last) /* arrives while this tile is brought, or while a stage is waited for */
-                o.c = fetch_copy(copies, next + lane);
+                o.c = fetch_copy(job.copies, next + lane);
             put_tile<T, D>(a, ctl, stages, now, at.stage, a.first_plane + kv_head, side, policy, lane);
         }
     }

@@ -23,13 +23,19 @@ typedef struct reader {
     uint32_t *row_of; /* by token */
 } reader_t;
 
+/* Do the warpgroups take tiles by turns? */
+static bool by_turns(const ideft_cuda_record_t *rec)
+{
+    return rec->share % 4 == IDEFT_SHARE_TILES || rec->share % 4 == IDEFT_SHARE_TOKENS;
+}
+
 /* Query rows [*from, *to) of a record that a warpgroup has matrix rows of. */
 static void group_rows(const reader_t *rd, const ideft_cuda_record_t *rec, uint32_t w, uint32_t *from, uint32_t *to)
 {
     const uint32_t G = rd->g->G, n = rec->n_rows;
 
-    *from = rec->share == IDEFT_SHARE_TILES ? 0 : 64 * w / G;
-    *to = rec->share == IDEFT_SHARE_TILES ? n : (64 * (w + 1) + G - 1) / G;
+    *from = by_turns(rec) ? 0 : 64 * w / G;
+    *to = by_turns(rec) ? n : (64 * (w + 1) + G - 1) / G;
     *from = *from < n ? *from : n;
     *to = *to < n ? *to : n;
 }
@@ -66,7 +72,7 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
                 }
             }
         }
-        if (rec->share == IDEFT_SHARE_TILES) {
+        if (by_turns(rec)) {
             T_CHECK(((c->flags & IDEFT_MINE << w) != 0) == (tile % 2 == w) || c->used == 0, "whose is tile %u", tile);
         } else {
             T_CHECK(!any || (c->flags & IDEFT_MINE << w) != 0, "warpgroup %u skips what it sees", w);
@@ -104,7 +110,9 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
         bool has[2] = { false, false }, final[2] = { false, false };
 
         T_CHECK(rec->n_rows > 0 && rec->n_rows * rd->g->G <= IDEFT_ROWS, "%u rows", rec->n_rows);
-        T_CHECK((rec->share == IDEFT_SHARE_TILES) == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
+        T_CHECK(by_turns(rec) == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
+        T_CHECK((rec->share % 4 == IDEFT_SHARE_TOKENS) == (rec->n_rows * rd->g->G <= IDEFT_NARROW_ROWS && rd->g->D <= IDEFT_NARROW_DIM && rd->plan->flags == 0),
+                "a record of %u rows, flags %u", rec->n_rows, (unsigned)rd->plan->flags);
         T_CHECK(c->count > IDEFT_INLINE || memcmp(own, c, c->count * sizeof(*c)) == 0, "the first tile is not inline");
         for (;; c += c->count, tile++) {
             T_CHECK(c->count > 0, "a tile without copies");
@@ -122,6 +130,7 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
                 break;
             }
         }
+        T_CHECK(rec->share / 4 == (by_turns(rec) ? tile + 1 : 0), "%u tiles by turns, not %u", rec->share / 4, tile + 1);
         T_CHECK(has[0] == final[0] && has[1] == final[1], "no tile is the final one");
         for (uint32_t r = 0; r < rec->n_rows; r++) {
             if (rows[r].token & IDEFT_DIRECT) {

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: MIT */
+/* Narrow units: up to 16 matrix rows, as one sequence alone has. A tile of 64 rows would be mostly padding,
+ * and its softmax what takes the time; so every warp has all of the rows, and 16 of a tile's 64 tokens.
+ * Products are mma.sync, a warp for itself; the warps' states are joined at the end. */
+#ifndef IDEFT_NARROW_CUH
+#define IDEFT_NARROW_CUH
+
+#include "consume.cuh"
+
+namespace {
+
+constexpr uint32_t NARROW_TOKENS = 16; /* of a tile, a warp */
+
+/* Rows of K, or of V, as operands of all products of a warp with its tokens, from `token` on. */
+template <int D>
+__device__ __forceinline__ void load_k(uint32_t (&k)[D / 16][4], const unsigned char *tile, uint32_t token)
+{
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < D / 16; i++)
+        load_matrices(k[i], smem_of(tile) + tile_chunk<D>(IDEFT_TILE, token + lane % 8 + lane / 16 * 8, i * 2 + lane / 8 % 2));
+}
+
+template <int D>
+__device__ __forceinline__ void load_v(uint32_t (&v)[D / 16][4], const unsigned char *tile, uint32_t token)
+{
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < D / 16; n++)
+        load_matrices_trans(v[n], smem_of(tile) + tile_chunk<D>(IDEFT_TILE, token + lane % 16, n * 2 + lane / 16));
+}
+
+/* S = Q K^T, 16 rows by 16 tokens, as two chains of products for each eight. */
+template <typename T, int D>
+__device__ __forceinline__ void narrow_scores(float (&s)[8], const uint32_t (&q)[D / 16][4], const uint32_t (&k)[D / 16][4])
+{
+    float sum[2][8] = {};
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        mma<T>(sum[i % 2], q[i], k[i][0], k[i][1]);
+        mma<T>(sum[i % 2] + 4, q[i], k[i][2], k[i][3]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        s[i] = sum[0][i] + sum[1][i];
+}
+
+/* O += P V */
+template <typename T, int D>
+__device__ __forceinline__ void narrow_values(float (&o)[D / 2], const uint32_t (&p)[4], const uint32_t (&v)[D / 16][4])
+{
+#pragma unroll
+    for (int n = 0; n < D / 16; n++) {
+        mma<T>(o + n * 8, p, v[n][0], v[n][1]);
+        mma<T>(o + n * 8 + 4, p, v[n][2], v[n][3]);
+    }
+}
+
+/* The tiles of a unit, by turns. */
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void narrow_tiles(const work<D> &w, uint32_t token, ring &at, state<D> &st,
+                                             const uint32_t (&q)[D / 16][4])
+{
+    if (w.turns == 1 && w.wg == 1) {
+        skip_tile(w, at);
+        return;
+    }
+    for (tile_ref t = first_tile(w, at);; t = next_tile(w, at)) {
+        uint32_t kv[D / 16][4], p[1][4];
+        float s[8], by[2];
+        load_k<D>(kv, w.k(t.stage), token);
+        narrow_scores<T, D>(s, q, kv);
+        if (weights_of<D, GENERAL>(w, t, token, s, st, by))
+            scale_outputs<D>(st, by);
+        pack_weights<T>(p, s);
+        load_v<D>(kv, w.v(t.stage), token);
+        narrow_values<T, D>(st.o, p[0], kv);
+        if (t.flags & IDEFT_FINAL << w.wg) {
+            leave_tiles(w, at, t);
+            return;
+        }
+        release(w.ctl, t.stage);
+    }
+}
+
+/* All warps have states of the same rows. They are joined in the order of the warps, eight rows at a time, a
+ * warp a row, and written at once. */
+template <typename T, int D>
+__device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cuda_attend_t &a, control &ctl,
+                                              const unit_meta &unit, float *space)
+{
+    constexpr uint32_t GROUPS = D / 8, WARPS = CONSUMERS / 32;
+    const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
+    float2 (*state)[16] = (float2 (*)[16])ctl.state;
+    if (quad == 0)
+#pragma unroll
+        for (int r = 0; r < 2; r++)
+            state[warp][lane / 4 + 8 * r] = make_float2(st.m[r], st.d[r]);
+    consumers_meet(); /* publishes states; all have read their Q, whose place `space` is */
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        if (r > 0 && unit.n_rows * a.G <= 8)
+            break;
+        if (r > 0)
+            consumers_meet(); /* the first eight rows have been read */
+        const uint32_t at = lane / 4;
+#pragma unroll
+        for (int n = 0; n < GROUPS; n++) {
+            const uint32_t group = n + at < GROUPS ? n + at : n + at - GROUPS; /* other banks for each row */
+            *(float2 *)(space + (warp * 8 + at) * D + group * 8 + quad * 2) =
+                make_float2(st.o[n * 4 + r * 2], st.o[n * 4 + r * 2 + 1]);
+        }
+        consumers_meet(); /* publishes eight rows */
+        float top = -INFINITY, d = 0, by[WARPS];
+#pragma unroll
+        for (int w = 0; w < WARPS; w++)
+            top = fmaxf(top, state[w][warp + 8 * r].x);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float2 x = state[w][warp + 8 * r];
+            by[w] = x.x == -INFINITY ? 0.0f : exp2_fast(x.x - top);
+            d += by[w] * x.y;
+        }
+        const target<T> t = target_of<T, D>(a, unit, warp + 8 * r, top, d, lane == 0);
+        if (t.to == NULL)
+            continue;
+#pragma unroll
+        for (uint32_t c = lane; c < D / 4; c += 32) {
+            const uint32_t group = c / 2 + warp < GROUPS ? c / 2 + warp : c / 2 + warp - GROUPS;
+            float4 o = make_float4(0, 0, 0, 0);
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                const float4 x = *(const float4 *)(space + (w * 8 + warp) * D + group * 8 + c % 2 * 4);
+                o = make_float4(o.x + by[w] * x.x, o.y + by[w] * x.y, o.z + by[w] * x.z, o.w + by[w] * x.w);
+            }
+            *(uint2 *)(t.to + c * 4) = make_uint2(pack<T>(o.x * t.by, o.y * t.by), pack<T>(o.z * t.by, o.w * t.by));
+        }
+    }
+}
+
+/* One unit, from its first tile to its output. */
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void consume_narrow(const ideft_cuda_attend_t &a, control &ctl, const unsigned char *stages,
+                                               unsigned char *q_tile, const unit_meta &unit, ring &at, uint32_t wg)
+{
+    work<D> w = { a, ctl, stages, q_tile, wg, 0, unit.turns(), false, {} };
+    uint32_t q[D / 16][4];
+    state<D> st;
+    begin_unit<D>(w, st, unit);
+    load_q<D>(q, q_tile, 0);
+    narrow_tiles<T, D, GENERAL>(w, threadIdx.x / 32 % 4 * NARROW_TOKENS, at, st, q);
+    end_unit<D>(st);
+    finish_narrow<T, D>(st, a, ctl, unit, (float *)q_tile);
+}
+
+} // namespace
+
+#endif
