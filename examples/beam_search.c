@@ -40,20 +40,6 @@ static void print_beams(const engine_t *e, const beam_result_t *r)
     }
 }
 
-static void print_savings(const engine_t *e, const beam_result_t *r, double seconds)
-{
-    const engine_times_t *t = engine_times(e);
-    double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes;
-
-    printf("\nKV read    %.1f MB; sequence attention would read %.1f MB (%.1fx)\n", unique * 1e-6,
-           logical * 1e-6, unique > 0 ? logical / unique : 0.0);
-    printf("speed      %.1f tokens a second over all beams, prompt included\n",
-           seconds > 0 ? (double)t->rows / seconds : 0.0);
-    printf("a step     %.3f ms of which planning %.4f ms (%zu search steps)\n",
-           1e3 * seconds / (double)(t->steps ? t->steps : 1),
-           1e3 * t->plan / (double)(t->steps ? t->steps : 1), r->steps);
-}
-
 static int search(const cli_t *cli, const beam_options_t *options, engine_t *e)
 {
     const char *why = NULL;
@@ -76,7 +62,11 @@ static int search(const cli_t *cli, const beam_options_t *options, engine_t *e)
         fprintf(stderr, "beam_search: interrupted: these are the beams so far\n");
     print_beams(e, &r);
     status = cli_draw(cli, e, tree);
-    print_savings(e, &r, seconds);
+    size_t alone = 0;
+    for (size_t i = 0; i < r.n_beams; i++)
+        alone += n + r.beams[i].n;
+    putchar('\n');
+    cli_print_work(e, alone, seconds);
     beam_result_free(&r);
     return status;
 }

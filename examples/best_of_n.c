@@ -124,22 +124,22 @@ static void print_votes(const sample_t *list, size_t n)
         printf("most end with %s: %zu of %zu\n", list[best].answer, votes, n);
 }
 
-static void print_samples(const engine_t *e, sample_t *list, size_t n, double seconds)
+static void print_samples(const engine_t *e, sample_t *list, size_t n, size_t n_prompt, double seconds)
 {
-    const engine_times_t *t = engine_times(e);
+    size_t alone = 0;
 
     qsort(list, n, sizeof(*list), by_score);
     for (size_t i = 0; i < n; i++)
         find_answer(e, &list[i]);
+    for (size_t i = 0; i < n; i++)
+        alone += n_prompt + list[i].n;
     for (size_t i = 0; i < n && i < SHOWN; i++) {
         printf("%zu. mean log probability %.4f, %zu tokens\n", i + 1, score(&list[i]), list[i].n);
         cli_print_text(e, list[i].ids, list[i].n);
         putchar('\n');
     }
     print_votes(list, n);
-    printf("KV read    %.1f MB; sequence attention would read %.1f MB\n", (double)t->kv_unique_bytes * 1e-6,
-           (double)t->kv_logical_bytes * 1e-6);
-    printf("speed      %.0f tokens a second over all samples, %.2f s\n", (double)t->rows / seconds, seconds);
+    cli_print_work(e, alone, seconds);
 }
 
 /* Compute the prompt, fork the samples, decode them. */
@@ -193,7 +193,7 @@ int main(int argc, char **argv)
         status = draw(&cli, e, tree, ids, n_ids, list, o.n);
         free(ids);
         if (status == 0)
-            print_samples(e, list, o.n, cli_seconds() - start);
+            print_samples(e, list, o.n, n_ids, cli_seconds() - start);
         if (status == 0 && cli.dot)
             status = cli_draw(&cli, e, tree);
     }

@@ -3,7 +3,10 @@
 
 #include <getopt.h>
 #include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -12,7 +15,10 @@
 
 enum { MAX_OPTIONS = 32, FIRST_OWN = 256 };
 
+extern char **environ;
+
 static volatile sig_atomic_t interrupted;
+static double deadline; /* 0: none */
 
 static void on_interrupt(int sig)
 {
@@ -22,7 +28,7 @@ static void on_interrupt(int sig)
 
 int cli_interrupted(void)
 {
-    return interrupted;
+    return interrupted || (deadline > 0 && cli_seconds() > deadline);
 }
 
 int cli_progress(void *arg, size_t done, size_t of)
@@ -33,7 +39,7 @@ int cli_progress(void *arg, size_t done, size_t of)
         fprintf(stderr, "\r[%.*s%*s] %zu/%zu%s", full, "########################################",
                 40 - full, "", done + 1, of, done + 1 == of ? "\n" : "");
     }
-    return interrupted;
+    return cli_interrupted();
 }
 
 double cli_seconds(void)
@@ -64,16 +70,20 @@ static void usage(const cli_t *cli, const char *what, const cli_option_t *own, F
             "  -p PROMPT            the question\n", cli->program, what);
     for (; own->name; own++)
         fputs(own->help, to);
-    fprintf(to, "  --tokens N           tokens to decode at most (%zu)\n", cli->tokens);
-    fputs("  --seed N             seed of the sampler (1)\n"
-          "  --temperature T      0 takes the best tokens, above 0 they are drawn (0)\n"
-          "  --device DEVICE      auto, cpu or cuda (auto: cuda where there is a device)\n"
+    if (cli->tokens > 0)
+        fprintf(to, "  --tokens N           tokens to decode at most (%zu)\n", cli->tokens);
+    else
+        fputs("  --tokens N           tokens to compute at most, over all problems (no limit)\n", to);
+    fprintf(to, "  --seconds S          end after this time with what there is (no limit)\n"
+            "  --seed N             seed of the sampler (1)\n"
+            "  --temperature T      0 takes the best tokens, above 0 they are drawn (%g)\n", (double)cli->temperature);
+    fputs("  --device DEVICE      auto, cpu or cuda (auto: cuda where there is a device)\n"
           "  --threads N          CPU: threads that compute (all processors)\n"
           "  --kv TYPE            f16, bf16 or f32, which is for the CPU (f16)\n"
           "  --split SPLIT        auto, node, node-chunk, flatten or sequence (auto)\n"
-          "  --dot FILE           write the tree for Graphviz\n"
+          "  --dot FILE           draw the tree for Graphviz; FILE.svg: by Graphviz\n"
           "  --raw                no chat template\n"
-          "  --pool TOKENS        size of the KV pool (8192)\n"
+          "  --pool TOKENS        size of the KV pool (8192; for --jobs 1024 for each, if more)\n"
           "  --help               this text\n", to);
 }
 
@@ -118,7 +128,8 @@ static int shared_option(cli_t *c, int option, const char *arg)
     case 'd': c->dot = arg; break;
     case 'r': c->raw = 1; break;
     case 's': c->seed = strtoull(arg, NULL, 0); break;
-    case 't': bad = cli_number(arg, 1, 1e6, &v); c->tokens = (size_t)v; break;
+    case 't': bad = cli_number(arg, 1, 1e12, &v); c->tokens = (size_t)v; break;
+    case 'e': bad = cli_number(arg, 0, 1e9, &c->seconds); break;
     case 'T': bad = cli_number(arg, 0, 100, &v); c->temperature = (float)v; break;
     case 'j': bad = cli_number(arg, 1, 1024, &v); c->engine.n_threads = (uint32_t)v; break;
     case 'o': bad = cli_number(arg, 1, 1e9, &v); c->engine.pool_tokens = (size_t)v; break;
@@ -133,7 +144,7 @@ static int shared_option(cli_t *c, int option, const char *arg)
 int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_option_t *own, void *arg)
 {
     static const struct option shared[] = {
-        { "tokens", 1, NULL, 't' }, { "seed", 1, NULL, 's' }, { "temperature", 1, NULL, 'T' },
+        { "tokens", 1, NULL, 't' }, { "seconds", 1, NULL, 'e' }, { "seed", 1, NULL, 's' }, { "temperature", 1, NULL, 'T' },
         { "device", 1, NULL, 'D' }, { "threads", 1, NULL, 'j' }, { "kv", 1, NULL, 'k' },
         { "split", 1, NULL, 'S' }, { "dot", 1, NULL, 'd' }, { "raw", 0, NULL, 'r' },
         { "pool", 1, NULL, 'o' }, { "help", 0, NULL, 'h' } };
@@ -180,6 +191,7 @@ engine_t *cli_open(const cli_t *cli)
         return NULL;
     }
     (void)signal(SIGINT, on_interrupt);
+    deadline = cli->seconds > 0 ? cli_seconds() + cli->seconds : 0;
     return e;
 }
 
@@ -205,6 +217,20 @@ void cli_print_text(const engine_t *e, const int32_t *ids, size_t n)
         (void)tokenizer_decode(tok, ids, n, 0, text, len + 1);
     puts(text ? text : "");
     free(text);
+}
+
+void cli_print_work(const engine_t *e, size_t alone, double seconds)
+{
+    const engine_times_t *t = engine_times(e);
+    const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes, steps = (double)(t->steps ? t->steps : 1);
+
+    printf("computed   %llu tokens", (unsigned long long)t->rows);
+    if (alone > 0)
+        printf("; %zu if every line were a sequence of its own", alone);
+    printf("\nKV read    %.1f MB; sequence attention would read %.1f MB (%.1fx)\n", unique * 1e-6, logical * 1e-6,
+           unique > 0 ? logical / unique : 0.0);
+    printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / seconds,
+           seconds, 1e3 * seconds / steps, 1e3 * t->plan / steps);
 }
 
 /* A node's text, with what would break a line escaped; the start of a long one. */
@@ -235,20 +261,59 @@ static void label(void *arg, const deft_tree_t *tree, deft_node_t node, char *bu
     buf[at] = '\0';
 }
 
+/* Graphviz makes the SVG; the file's name is for it alone, not for a shell. */
+static int make_svg(const char *dot, const char *svg)
+{
+    char *argv[] = { (char[]){ "dot" }, (char[]){ "-Tsvg" }, (char[]){ "-o" }, (char *)(uintptr_t)svg,
+                     (char *)(uintptr_t)dot, NULL };
+    pid_t pid;
+    int status;
+
+    return posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) != 0 || waitpid(pid, &status, 0) < 0 || status != 0;
+}
+
+int cli_picture(const cli_t *cli, void (*draw)(void *arg, FILE *to), void *arg)
+{
+    const size_t n = strlen(cli->dot);
+    const int svg = n > 4 && strcmp(cli->dot + n - 4, ".svg") == 0;
+    char name[] = "/tmp/deft-XXXXXX";
+    const int fd = svg ? mkstemp(name) : -1;
+    FILE *to = svg ? fd < 0 ? NULL : fdopen(fd, "w") : fopen(cli->dot, "w");
+    int bad;
+
+    if (!to)
+        return cli_fail(cli, "cannot write", svg ? name : cli->dot);
+    draw(arg, to);
+    bad = ferror(to);
+    if (fclose(to) != 0 || bad)
+        return cli_fail(cli, "cannot write", svg ? name : cli->dot);
+    if (svg) {
+        bad = make_svg(name, cli->dot);
+        (void)unlink(name);
+    }
+    return bad ? cli_fail(cli, "Graphviz (dot) cannot make", cli->dot) : 0;
+}
+
+typedef struct drawing {
+    engine_t *e;
+    deft_tree_t *tree;
+    deft_picture_t picture;
+} drawing_t;
+
+static void draw_tree(void *arg, FILE *to)
+{
+    const drawing_t *d = arg;
+    const deft_print_t print = { .struct_size = sizeof(print), .picture = d->picture, .write = write_file, .arg = to,
+                                 .label = label, .label_arg = (void *)(uintptr_t)engine_tokenizer(d->e) };
+
+    (void)deft_tree_print(d->tree, &print);
+}
+
 int cli_draw(const cli_t *cli, engine_t *e, deft_tree_t *tree)
 {
-    deft_print_t print = { .struct_size = sizeof(print), .write = write_file, .arg = stdout,
-                           .label = label, .label_arg = (void *)(uintptr_t)engine_tokenizer(e) };
-    FILE *dot;
+    drawing_t d = { e, tree, DEFT_PICTURE_TEXT };
 
-    if (deft_tree_print(tree, &print) != DEFT_OK)
-        return cli_fail(cli, "cannot print the tree", deft_last_error(engine_ctx(e)));
-    if (!cli->dot)
-        return 0;
-    if (!(dot = fopen(cli->dot, "w")))
-        return cli_fail(cli, "cannot write", cli->dot);
-    print.picture = DEFT_PICTURE_DOT;
-    print.arg = dot;
-    int bad = deft_tree_print(tree, &print) != DEFT_OK;
-    return fclose(dot) != 0 || bad ? cli_fail(cli, "cannot write", cli->dot) : 0;
+    draw_tree(&d, stdout);
+    d.picture = DEFT_PICTURE_DOT;
+    return cli->dot ? cli_picture(cli, draw_tree, &d) : 0;
 }

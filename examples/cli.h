@@ -3,12 +3,15 @@
 #ifndef EXAMPLES_CLI_H
 #define EXAMPLES_CLI_H
 
+#include <stdio.h>
+
 #include "model.h"
 
 typedef struct cli {
     const char *program, *model, *prompt, *dot;
     int raw;
-    size_t tokens;
+    size_t tokens;   /* 0: no limit */
+    double seconds;  /* from cli_open() on; 0: no limit */
     uint64_t seed;
     float temperature;
     engine_options_t engine;
@@ -30,7 +33,7 @@ engine_t *cli_open(const cli_t *cli);
 
 int cli_number(const char *text, double min, double max, double *v); /* non-zero: it is none, or out of range */
 int cli_size(const char *text, size_t least, size_t most, size_t *to); /* the same for whole numbers; *to is set */
-int cli_interrupted(void);
+int cli_interrupted(void); /* by ctrl-C, or the time is over */
 int cli_progress(void *arg, size_t done, size_t of); /* a bar if stderr is a terminal; cli_interrupted() */
 double cli_seconds(void);
 
@@ -43,7 +46,15 @@ int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids
 /* Print tokens as text, without special ones, with a newline. */
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);
 
-/* Print the tree, and write it for Graphviz if --dot was given. 0, or 1 with the reason printed. */
+/* What the engine did, with and without sharing. alone: tokens to be computed if every line were a sequence
+ * of its own; 0: nothing is said of it. */
+void cli_print_work(const engine_t *e, size_t alone, double seconds);
+
+/* What draw() writes for Graphviz goes to the file of --dot, or becomes an SVG there. 0, or 1 with the reason
+ * printed. */
+int cli_picture(const cli_t *cli, void (*draw)(void *arg, FILE *to), void *arg);
+
+/* Print the tree, and draw it if --dot was given. 0, or 1 with the reason printed. */
 int cli_draw(const cli_t *cli, engine_t *e, deft_tree_t *tree);
 
 /* Flush stdout: `status`, or 1 if that fails. */

@@ -51,7 +51,7 @@ examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/cou
 examples_countdown_generate_CPPFLAGS = $(AM_CPPFLAGS)
 countdown_sources = examples/countdown/game.c examples/countdown/game.h examples/countdown/puct.c \
 	examples/countdown/puct.h examples/countdown/puzzles.c \
-	examples/countdown/puzzles.h examples/countdown/thoughts.c examples/countdown/thoughts.h $(cli_sources)
+	examples/countdown/puzzles.h examples/countdown/story.c examples/countdown/story.h examples/countdown/thoughts.c examples/countdown/thoughts.h $(cli_sources)
 countdown_cppflags = $(cli_cppflags) -I$(top_srcdir)/examples
 examples_mcts_SOURCES = examples/mcts.c $(countdown_sources)
 examples_mcts_CPPFLAGS = $(countdown_cppflags)

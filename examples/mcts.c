@@ -25,7 +25,7 @@ static int search(thinker_t *t, const position_t *from, const void *options)
     while (status == 0 && !t->solved && root->at.game.n > 1) {
         for (size_t i = 0; i < o->simulations && status == 0 && !t->solved; i++)
             status = puct_simulate(t, root, o->samples, o->c);
-        if (status != 0 || t->solved || !(best = puct_best(root)))
+        if (status != 0 || t->solved || !(best = puct_best(t, root)))
             break;
         puct_play(t, root, best);
     }
@@ -44,20 +44,19 @@ static int set_c(void *arg, const char *value) { return cli_number(value, 0, 100
 
 static const cli_option_t own[] = {
     { "simulations", "  --simulations N      visits before a move is played (16)\n", set_simulations },
-    { "samples", "  --samples N          proposals from a position, 1 to 32 (8)\n", set_samples },
+    { "samples", "  --samples N          proposals from a position, 1 to 64 (8)\n", set_samples },
     { "explore", "  --explore C          weight of what few visits have seen (1)\n", set_c },
     { "jobs", "  --jobs N             problems at a time (1)\n", set_jobs },
     { NULL, NULL, NULL } };
 
 int main(int argc, char **argv)
 {
-    cli_t cli = { .program = "mcts", .tokens = 64, .seed = 1, .temperature = 1 };
+    cli_t cli = { .program = "mcts", .seed = 1, .temperature = 1 };
     options_t o = { .simulations = 16, .samples = 8, .jobs = 1, .c = 1 };
     const int status = cli_parse(&cli, argc, argv, "Monte Carlo tree search on Countdown.", own, &o);
 
     if (status != 0)
         return status < 0 ? 0 : status;
-    cli.engine.max_rows = cli.engine.max_outputs = PUZZLES_ROWS;
     const puzzles_t p = { &cli, o.jobs, search, &o };
     return puzzles_run(&p);
 }

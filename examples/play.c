@@ -78,7 +78,7 @@ static int think(match_t *m, game_move_t *move)
         status = puct_simulate(&m->t, &m->root, 8, 1);
     if (status != 0)
         return -1;
-    const vertex_t *best = puct_best(&m->root);
+    const vertex_t *best = puct_best(&m->t, &m->root);
     if (m->t.solved && game_step_parse(&m->root.at.game, m->t.steps + done, move) == 0)
         return 0;
     if (best)
@@ -155,6 +155,7 @@ static void play(job_t *job, void *arg)
     }
     puct_free(&m->root);
     deft_tree_destroy(m->t.tree);
+    story_free(&m->t.story);
 }
 
 static int set_simulations(void *arg, const char *value)
@@ -165,12 +166,18 @@ static int set_simulations(void *arg, const char *value)
 static const cli_option_t own[] = {
     { "simulations", "  --simulations N      how long the machine thinks (16)\n", set_simulations }, { NULL, NULL, NULL } };
 
+static int stopped(void *arg)
+{
+    (void)arg;
+    return cli_interrupted();
+}
+
 int main(int argc, char **argv)
 {
     static match_t match;
-    cli_t cli = { .program = "play", .tokens = 64, .seed = 1, .temperature = 1 };
+    cli_t cli = { .program = "play", .seed = 1, .temperature = 1 };
     options_t o = { .simulations = 16 };
-    const jobs_options_t jo = { .at_a_time = 1, .interrupted = cli_interrupted };
+    const jobs_options_t jo = { .at_a_time = 1, .interrupted = stopped };
     void *args[1] = { &match };
     const char *end;
     int status = cli_parse(&cli, argc, argv, "Countdown against the machine.", own, &o);

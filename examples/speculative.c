@@ -26,14 +26,13 @@ static const cli_option_t own[] = {
 
 static void print_result(const engine_t *e, const speculate_result_t *r, double seconds)
 {
-    const engine_times_t *t = engine_times(e);
     const double steps = r->steps > 0 ? (double)r->steps : 1, decoded = r->n > 0 ? (double)r->n - 1 : 0;
 
     cli_print_text(e, r->ids, r->n);
     printf("\n%zu tokens%s in %zu steps: %.2f a step\n", r->n, r->finished ? "" : ", unfinished", r->steps, decoded / steps);
     printf("guesses    %zu, of which %zu were right\n", r->drafted, r->accepted);
-    printf("speed      %.1f tokens a second, prompt included; %.3f ms a step\n", (double)r->n / seconds,
-           1e3 * seconds / (double)(t->steps ? t->steps : 1));
+    cli_print_work(e, 0, seconds);
+    printf("text       %.1f tokens a second, prompt included\n", (double)r->n / seconds);
 }
 
 static int decode(const cli_t *cli, const speculate_options_t *options, engine_t *e)

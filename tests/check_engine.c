@@ -271,11 +271,9 @@ static void decode_greedily(job_t *job, void *arg)
     deft_tree_destroy(tree);
 }
 
-static int steps_left;
-
-static int count_down(void)
+static int count_down(void *steps_left)
 {
-    return steps_left-- <= 0;
+    return (*(int *)steps_left)-- <= 0;
 }
 
 START_TEST(test_jobs_do_not_meet)
@@ -299,8 +297,8 @@ START_TEST(test_jobs_do_not_meet)
         ck_assert_uint_eq(engine_times(e)->rows, JOBS * (JOB_TOKENS - 1) + JOBS * (JOBS + 1) / 2);
         ck_assert(w != 1 || engine_times(e)->steps == JOB_TOKENS);
     }
-    steps_left = 2;
-    const jobs_options_t stopped = { .at_a_time = JOBS, .interrupted = count_down };
+    int steps_left = 2;
+    const jobs_options_t stopped = { .at_a_time = JOBS, .interrupted = count_down, .arg = &steps_left };
     ck_assert_int_eq(jobs_run(e, &stopped, decode_greedily, args, JOBS), -1);
     for (int i = 0; i < JOBS; i++)
         ck_assert_int_eq(g[i].status, -1);

@@ -64,11 +64,36 @@ run 0 mcts -m "$model" --device cpu -p "@$work/problems" --jobs 24 --simulations
 check_solutions 24 3
 run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 8 --method greedy
 check_solutions 24 0
-run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 8 --pool 300 # too small: goes on with what fits
+for method in best-of-n beam; do
+    run 0 tot -m "$model" --device cpu -p "@$work/problems" --jobs 24 --method $method
+    check_solutions 24 2
+done
+
+# A pool that is too small: what is worth least is dropped, the rest goes on.
+for program in tot "tot --method dfs" "mcts --simulations 16"; do
+    # shellcheck disable=SC2086
+    run 0 $program -m "$model" --device cpu -p "@$work/problems" --pool 120
+    check_solutions 24 1
+    grep -q "positions were dropped, the worst first" "$work/err" || fail "$program: a full pool is not told of"
+done
+run 0 tot -m "$model" --device cpu -p "@$work/problems" --pool 40
 check_solutions 24 0
-grep -q "the KV pool was full" "$work/err" || fail "a pool that is too small is not told of"
+grep -q "ended early" "$work/err" || fail "a pool too small for a single search is not told of"
+
+# Budgets: they end with what they have.
+run 0 mcts -m "$model" --device cpu -p "@$work/problems" --tokens 500
+check_solutions 24 0
+awk '/^computed/ { exit !($2 >= 500 && $2 < 1500) }' "$work/out" || fail "--tokens 500"
+run 0 mcts -m "$model" --device cpu -p "97=2,3,5,7" --simulations 1000000 --seconds 0.2
+check_solutions 1 0
+
 run 0 tot -m "$model" --device cpu -p "24=4,9,10,13" --dot "$work/tree.dot"
-grep -q "^digraph" "$work/tree.dot" || fail "no tree for Graphviz"
+grep -q "^digraph" "$work/tree.dot" && grep -q "penwidth=3" "$work/tree.dot" || fail "no tree for Graphviz"
+if command -v dot >/dev/null; then
+    run 0 mcts -m "$model" --device cpu -p "24=4,9,10,13" --dot "$work/tree.svg"
+    grep -q "</svg>" "$work/tree.svg" || fail "no SVG"
+fi
+run 1 tot -m "$model" --device cpu -p "@$work/problems" --dot "$work/tree.dot"
 
 printf 'hint\n1+1\n13-9\nquit\n' >"$work/moves"
 run 0 play -m "$model" --device cpu -p "24=4,9,10,13" <"$work/moves"

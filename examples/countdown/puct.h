@@ -21,7 +21,7 @@ void puct_free(vertex_t *v); /* what is below it */
 int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c);
 
 /* The kid that was visited most; NULL: there is none. */
-vertex_t *puct_best(const vertex_t *root);
+vertex_t *puct_best(const thinker_t *t, const vertex_t *root);
 
 /* Play a kid: it becomes the root with all that is known below it, KV included; the rest is pruned. */
 void puct_play(thinker_t *t, vertex_t *root, vertex_t *kid);

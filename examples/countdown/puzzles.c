@@ -1,17 +1,49 @@
 /* SPDX-License-Identifier: MIT */
 #include "puzzles.h"
 
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct puzzle {
     const puzzles_t *p;
+    struct contest *contest;
     char problem[THOUGHTS_LINE];
     thinker_t t;
+    int ended, right;
 } puzzle_t;
 
-/* The whole of one problem; a job. The tree stays if it is to be drawn. */
+/* All of them, while they are solved. */
+typedef struct contest {
+    const puzzles_t *p;
+    engine_t *e;
+    puzzle_t *list;
+    size_t n, ended, solved;
+    const puzzle_t *latest; /* that was solved */
+    double start, drawn;    /* when */
+    int lines;              /* on the terminal, of the last picture */
+} contest_t;
+
+/* A solution is believed when its steps have been played again. */
+static int is_right(const puzzle_t *z)
+{
+    const char *at, *end;
+    game_move_t move;
+    game_t g;
+
+    if (!z->t.solved || game_parse(z->problem, &g, &end) != 0)
+        return 0;
+    for (at = z->t.steps; *at != '\0'; at = strchr(at, ';') + 1) {
+        if (game_step_parse(&g, at, &move) != 0)
+            return 0;
+        game_play(&g, &move);
+    }
+    return game_is_won(&g);
+}
+
+/* The whole of one problem; a job. */
 static void run(job_t *job, void *arg)
 {
     puzzle_t *z = arg;
@@ -20,10 +52,48 @@ static void run(job_t *job, void *arg)
     if (root && thoughts_begin(&z->t, job, z->problem, root) == 0)
         (void)z->p->search(&z->t, root, z->p->options);
     free(root);
-    if (z->p->jobs > 1 || !z->p->cli->dot) {
-        deft_tree_destroy(z->t.tree);
-        z->t.tree = NULL;
-    }
+    deft_tree_destroy(z->t.tree);
+    z->t.tree = NULL;
+    if (!z->p->cli->dot) /* else the story is still to be drawn */
+        story_free(&z->t.story);
+    z->right = is_right(z);
+    z->contest->ended++;
+    z->contest->solved += (size_t)z->right;
+    z->contest->latest = z->right ? z : z->contest->latest;
+}
+
+/* ---- on a terminal ---- */
+
+enum { SHOWN = 20, EVERY_MS = 100 };
+
+/* How far it is: the tree of a single problem as it grows, or a bar over many. */
+static void show(contest_t *c)
+{
+    const double now = cli_seconds(), rate = (double)engine_times(c->e)->rows / (now - c->start + 1e-9);
+    const int full = (int)(40 * c->ended / c->n);
+
+    if (c->lines > 0)
+        fprintf(stderr, "\x1b[%dA\x1b[J", c->lines);
+    c->lines = 1;
+    if (c->n == 1)
+        c->lines += (int)story_print(&c->list[0].t.story, stderr, SHOWN);
+    fprintf(stderr, "[%.*s%*s] %zu/%zu, %zu solved, %.0f tokens a second", full,
+            "########################################", 40 - full, "", c->ended, c->n, c->solved, rate);
+    if (c->latest)
+        fprintf(stderr, "  %s %.*s", c->latest->problem, 60, c->latest->t.steps);
+    fputc('\n', stderr);
+    c->drawn = now;
+}
+
+/* Before each step: is it enough? */
+static int stop(void *arg)
+{
+    contest_t *c = arg;
+    const size_t most = c->p->cli->tokens;
+
+    if (isatty(STDERR_FILENO) && cli_seconds() > c->drawn + 1e-3 * EVERY_MS)
+        show(c);
+    return cli_interrupted() || (most > 0 && engine_times(c->e)->rows >= most);
 }
 
 /* The problem, or those of a file, a line each: "@problems.txt". NULL: the reason is printed. */
@@ -64,67 +134,81 @@ static puzzle_t *load(const puzzles_t *p, size_t *n_p)
     return list;
 }
 
-/* A solution is believed when its steps have been played again. */
-static int is_right(const puzzle_t *z)
+static void draw_story(void *arg, FILE *to)
 {
-    const char *at, *end;
-    game_move_t move;
-    game_t g;
-
-    if (game_parse(z->problem, &g, &end) != 0)
-        return 0;
-    for (at = z->t.steps; *at != '\0'; at = strchr(at, ';') + 1) {
-        if (game_step_parse(&g, at, &move) != 0)
-            return 0;
-        game_play(&g, &move);
-    }
-    return game_is_won(&g);
+    story_draw(arg, to);
 }
 
-static int solve(const puzzles_t *p, engine_t *e, puzzle_t *list, size_t n)
+static void print_totals(const contest_t *c)
 {
-    const cli_t *cli = p->cli;
-    const jobs_options_t jo = { .at_a_time = p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = cli_interrupted };
-    void **args = malloc(n * sizeof(*args));
-    size_t solved = 0, proposals = 0, full = 0;
+    const engine_times_t *t = engine_times(c->e);
+    const double seconds = cli_seconds() - c->start;
+    size_t proposals = 0, dropped = 0, full = 0, alone = 0;
+
+    for (size_t i = 0; i < c->n; i++) {
+        proposals += c->list[i].t.proposals;
+        dropped += c->list[i].t.dropped;
+        full += (size_t)c->list[i].t.full;
+        alone += c->list[i].t.alone;
+    }
+    printf("\nsolved     %zu of %zu (%.1f%%)\n", c->solved, c->n, 100.0 * (double)c->solved / (double)c->n);
+    printf("proposals  %zu; %llu steps, %.1f rows each\n", proposals, (unsigned long long)t->steps,
+           (double)t->rows / (double)(t->steps ? t->steps : 1));
+    cli_print_work(c->e, alone, seconds);
+    if (dropped > 0)
+        fprintf(stderr, "%s: the KV pool was full: %zu positions were dropped, the worst first\n", c->p->cli->program,
+                dropped);
+    if (full > 0)
+        fprintf(stderr, "%s: the KV pool was full: lines of %zu problems ended early\n", c->p->cli->program, full);
+}
+
+static int solve(contest_t *c)
+{
+    const cli_t *cli = c->p->cli;
+    const jobs_options_t jo = { .at_a_time = c->p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = stop, .arg = c };
+    void **args = malloc(c->n * sizeof(*args));
     int status = 0;
 
-    for (size_t i = 0; args && i < n; i++)
-        args[i] = &list[i];
-    const double start = cli_seconds();
-    if (!args || (jobs_run(e, &jo, run, args, n) != 0 && !cli_interrupted()))
-        status = cli_fail(cli, "search", engine_error(e));
-    const double seconds = cli_seconds() - start;
-    for (size_t i = 0; i < n; i++) {
-        const int right = list[i].t.solved && is_right(&list[i]);
-        printf("%s %s\n", list[i].problem, right ? list[i].t.steps : "not solved");
-        solved += (size_t)right;
-        proposals += list[i].t.proposals;
-        full += (size_t)list[i].t.full;
+    for (size_t i = 0; args && i < c->n; i++) {
+        args[i] = &c->list[i];
+        c->list[i].contest = c;
     }
-    const engine_times_t *t = engine_times(e);
-    printf("\nsolved     %zu of %zu (%.1f%%)\n", solved, n, 100.0 * (double)solved / (double)n);
-    printf("proposals  %zu; %llu tokens in %llu steps, %.1f rows each\n", proposals, (unsigned long long)t->rows,
-           (unsigned long long)t->steps, (double)t->rows / (double)(t->steps ? t->steps : 1));
-    printf("KV read    %.1f MB; sequence attention would read %.1f MB\n", (double)t->kv_unique_bytes * 1e-6,
-           (double)t->kv_logical_bytes * 1e-6);
-    printf("speed      %.0f tokens a second, %.2f s\n", (double)t->rows / seconds, seconds);
-    if (full > 0)
-        fprintf(stderr, "%s: the KV pool was full: branches of %zu problems were dropped\n", cli->program, full);
-    if (n == 1 && list[0].t.tree && status == 0)
-        status = cli_draw(cli, e, list[0].t.tree);
+    c->start = cli_seconds();
+    if (!args || (jobs_run(c->e, &jo, run, args, c->n) != 0 && !stop(c)))
+        status = cli_fail(cli, "search", engine_error(c->e));
+    if (isatty(STDERR_FILENO))
+        show(c);
+    for (size_t i = 0; i < c->n; i++)
+        printf("%s %s\n", c->list[i].problem, c->list[i].right ? c->list[i].t.steps : "not solved");
+    print_totals(c);
+    if (cli->dot && status == 0) {
+        putchar('\n');
+        (void)story_print(&c->list[0].t.story, stdout, SIZE_MAX);
+        status = cli_picture(cli, draw_story, &c->list[0].t.story);
+    }
+    for (size_t i = 0; i < c->n; i++)
+        story_free(&c->list[i].t.story);
     free(args);
     return status;
 }
 
 int puzzles_run(const puzzles_t *p)
 {
-    size_t n;
-    puzzle_t *list = load(p, &n);
-    engine_t *e = list ? cli_open(p->cli) : NULL;
-    const int status = e ? solve(p, e, list, n) : 1;
+    enum { POOL = 1024 }; /* tokens a search keeps, if nothing is said: few need more */
+    contest_t c = { .p = p };
+    cli_t cli = *p->cli;
 
-    engine_close(e);
-    free(list);
-    return cli_end(p->cli, status);
+    c.list = load(p, &c.n);
+    if (c.list && c.n > 1 && cli.dot) {
+        free(c.list);
+        return cli_fail(&cli, "--dot", "it is for a single problem");
+    }
+    cli.engine.max_rows = cli.engine.max_outputs = PUZZLES_ROWS;
+    if (cli.engine.pool_tokens == 0)
+        cli.engine.pool_tokens = POOL * (p->jobs > 8 ? p->jobs : 8);
+    c.e = c.list ? cli_open(&cli) : NULL;
+    const int status = c.e ? solve(&c) : 1;
+    engine_close(c.e);
+    free(c.list);
+    return cli_end(&cli, status);
 }

@@ -7,7 +7,7 @@
 #include "cli.h"
 #include "thoughts.h"
 
-enum { PUZZLES_ROWS = 1024 }; /* of a step at most, for engine_options_t */
+enum { PUZZLES_ROWS = 1024 }; /* of a step at most */
 
 typedef struct puzzles {
     const cli_t *cli; /* prompt: a problem, or "@FILE" */

@@ -2,6 +2,7 @@
 #include "thoughts.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,87 @@
 static int token(const thinker_t *t, const char *text)
 {
     return tokenizer_find(engine_tokenizer(job_engine(t->job)), text, strlen(text));
+}
+
+/* ---- room ---- */
+
+int thoughts_lost(const thinker_t *t, const position_t *p)
+{
+    return deft_tree_path_len(t->tree, p->node) == 0;
+}
+
+/* A position's number in the story, from its node; STORY_NONE: it has none yet. */
+static int note_of(const thinker_t *t, deft_node_t node)
+{
+    return (int)(intptr_t)deft_tree_user(t->tree, node) - 1;
+}
+
+static void remember(thinker_t *t, const position_t *p)
+{
+    (void)deft_tree_set_user(t->tree, p->node, (void *)(intptr_t)(p->note + 1));
+}
+
+/* The node is gone, and all that is known below it. */
+static void prune(thinker_t *t, deft_node_t top)
+{
+    for (deft_node_t n = top; n != DEFT_NODE_NONE; n = deft_tree_next(t->tree, top, n)) {
+        story_note_t *note = story_note(&t->story, note_of(t, n));
+        if (note)
+            note->dropped = 1;
+    }
+    (void)deft_tree_prune(t->tree, top);
+}
+
+void thoughts_drop(thinker_t *t, const position_t *p)
+{
+    if (!thoughts_lost(t, p))
+        prune(t, p->node);
+}
+
+/* Is it a position, with none below it, and not on the way to `keep`? */
+static int may_go(const thinker_t *t, deft_node_t node, deft_node_t keep)
+{
+    if (node == deft_tree_root(t->tree) || note_of(t, node) == STORY_NONE)
+        return 0;
+    for (deft_node_t n = keep; n != DEFT_NODE_NONE; n = deft_tree_parent(t->tree, n))
+        if (n == node)
+            return 0;
+    for (deft_node_t n = node; (n = deft_tree_next(t->tree, node, n)) != DEFT_NODE_NONE;)
+        if (note_of(t, n) != STORY_NONE)
+            return 0;
+    return 1;
+}
+
+/* Make room for `keep`. Returns whether there was something to drop. */
+static int drop_worst(thinker_t *t, deft_node_t keep)
+{
+    const deft_node_t root = deft_tree_root(t->tree);
+    deft_node_t worst = DEFT_NODE_NONE;
+    double least = 0;
+
+    for (deft_node_t n = root; n != DEFT_NODE_NONE; n = deft_tree_next(t->tree, root, n)) {
+        const story_note_t *note = story_note(&t->story, note_of(t, n));
+        if (note && (worst == DEFT_NODE_NONE || note->value < least) && may_go(t, n, keep)) {
+            worst = n;
+            least = note->value;
+        }
+    }
+    if (worst == DEFT_NODE_NONE)
+        return 0;
+    prune(t, worst);
+    t->dropped++;
+    return 1;
+}
+
+/* 0; -1: there is no room. */
+static int append(thinker_t *t, deft_node_t node, size_t n, const int32_t *ids)
+{
+    deft_status_t s;
+
+    while ((s = deft_tree_append(t->tree, node, n, ids)) == DEFT_ERR_NOSPACE && drop_worst(t, node))
+        ;
+    t->full |= s == DEFT_ERR_NOSPACE;
+    return s == DEFT_OK ? 0 : -1;
 }
 
 /* ---- proposing ---- */
@@ -21,15 +103,17 @@ static void extend(thinker_t *t, proposal_t *p)
     const size_t at = strlen(p->line);
     char piece[16];
 
+    for (size_t i = 0; i < THOUGHTS_TOP; i++)
+        p->to.logprob += p->to.top[i].id == id ? (double)p->to.top[i].logprob : 0;
     p->done = id == token(t, ";");
     p->alive = !tokenizer_is_eog(tok, id) && tokenizer_decode(tok, &id, 1, 0, piece, sizeof(piece)) < sizeof(piece) &&
                at + strlen(piece) + 1 < sizeof(p->line);
     if (p->alive && !p->done)
         strcpy(p->line + at, piece);
-    if (p->alive && deft_tree_append(t->tree, p->to.node, 1, &id) != DEFT_OK) {
-        p->alive = 0;
-        t->full = 1;
-    }
+    if (p->alive)
+        p->alive = append(t, p->to.node, 1, &id) == 0;
+    if (p->alive && p->done)
+        t->alone += deft_tree_path_len(t->tree, p->to.node);
     if (!p->alive)
         (void)deft_tree_prune(t->tree, p->to.node);
 }
@@ -39,8 +123,8 @@ static int decode_lines(thinker_t *t, proposal_t *list, size_t n)
 {
     candidate_t *top = malloc(n * THOUGHTS_TOP * sizeof(*top));
     deft_rows_t *rows = malloc(n * sizeof(*rows));
-    size_t n_rows = 1;
-    int status = top && rows ? 0 : -1;
+    size_t *whose = malloc(n * sizeof(*whose)), n_rows = 1;
+    int status = top && rows && whose ? 0 : -1;
 
     while (status == 0 && n_rows > 0) {
         n_rows = 0;
@@ -48,16 +132,25 @@ static int decode_lines(thinker_t *t, proposal_t *list, size_t n)
             if (!list[i].alive || list[i].done)
                 continue;
             extend(t, &list[i]);
-            if (list[i].alive)
-                rows[n_rows++] = (deft_rows_t){ t->tree, list[i].to.node, 0 };
+            whose[n_rows] = i;
+            n_rows += (size_t)list[i].alive;
         }
+        size_t kept = 0; /* one line may have taken the room of another */
+        for (size_t r = 0; r < n_rows; r++) {
+            proposal_t *p = &list[whose[r]];
+            p->alive = !thoughts_lost(t, &p->to);
+            whose[kept] = whose[r];
+            rows[kept] = (deft_rows_t){ t->tree, p->to.node, 0 };
+            kept += (size_t)p->alive;
+        }
+        n_rows = kept;
         status = job_compute(t->job, rows, n_rows, THOUGHTS_TOP, top);
-        for (size_t i = 0, r = 0; i < n && r < n_rows && status == 0; i++)
-            if (list[i].alive && rows[r].node == list[i].to.node)
-                memcpy(list[i].to.top, top + r++ * THOUGHTS_TOP, sizeof(list[i].to.top));
+        for (size_t r = 0; r < n_rows && status == 0; r++)
+            memcpy(list[whose[r]].to.top, top + r * THOUGHTS_TOP, sizeof(list->to.top));
     }
     free(top);
     free(rows);
+    free(whose);
     return status;
 }
 
@@ -76,26 +169,39 @@ static int is_new_move(thinker_t *t, proposal_t *list, size_t i)
     for (size_t j = 0; j < i; j++)
         if (list[j].alive && list[j].to.game.n == p->to.game.n &&
             memcmp(list[j].to.game.number, p->to.game.number, (size_t)p->to.game.n * sizeof(int)) == 0) {
-            list[j].times++;
+            list[j].to.times++;
             return 0;
         }
-    p->times = 1;
+    p->to.times = 1;
+    p->to.note = story_add(&t->story, p->from->note, p->line);
+    remember(t, &p->to);
     if (game_is_won(&p->to.game)) {
         t->solved = 1;
+        story_win(&t->story, p->to.note);
         memcpy(t->steps, p->to.steps, sizeof(t->steps));
     }
     return 1;
 }
 
+size_t thoughts_count(const position_t *from, size_t n_from, size_t samples)
+{
+    size_t n = n_from * samples;
+
+    for (size_t i = 0; samples == 0 && i < n_from; i++)
+        n += from[i].times;
+    return n;
+}
+
 int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t samples, proposal_t *list)
 {
-    const size_t n = n_from * samples;
     deft_node_t kids[THOUGHTS_WIDTH];
+    size_t n = 0;
 
     for (size_t i = 0; i < n_from; i++) {
-        const int forked = deft_tree_fork(t->tree, from[i].node, samples, kids) == DEFT_OK;
-        for (size_t j = 0; j < samples; j++) {
-            proposal_t *p = &list[i * samples + j];
+        const size_t most = samples ? samples : from[i].times;
+        const int forked = deft_tree_fork(t->tree, from[i].node, most, kids) == DEFT_OK;
+        for (size_t j = 0; j < most; j++) {
+            proposal_t *p = &list[n++];
             *p = (proposal_t){ .from = &from[i], .to = from[i], .alive = forked };
             p->to.node = forked ? kids[j] : DEFT_NODE_NONE;
         }
@@ -103,11 +209,12 @@ int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t
     if (decode_lines(t, list, n) != 0)
         return -1;
     t->proposals += n;
-    for (size_t i = 0; i < n && !t->solved; i++)
-        if (list[i].alive && !is_new_move(t, list, i)) {
-            list[i].alive = 0;
-            (void)deft_tree_prune(t->tree, list[i].to.node);
-        }
+    for (size_t i = 0; i < n && !t->solved; i++) {
+        proposal_t *p = &list[i];
+        p->alive = p->alive && !thoughts_lost(t, &p->to) && is_new_move(t, list, i);
+        if (!p->alive)
+            (void)deft_tree_prune(t->tree, p->to.node); /* stale where it is gone already */
+    }
     return 0;
 }
 
@@ -130,32 +237,43 @@ int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n)
     const int32_t question = token(t, "?");
     candidate_t *top = malloc(n * THOUGHTS_TOP * sizeof(*top));
     deft_rows_t *rows = malloc(n * sizeof(*rows));
-    size_t n_rows = 0;
-    int status = top && rows ? 0 : -1;
+    size_t *whose = malloc(n * sizeof(*whose)), n_asked = 0, n_rows = 0;
+    int status = top && rows && whose ? 0 : -1;
 
     for (size_t i = 0; i < n && status == 0; i++) {
         deft_node_t ask;
         list[i].to.value = 0;
         if (!list[i].alive || deft_tree_fork(t->tree, list[i].to.node, 1, &ask) != DEFT_OK)
             continue;
-        if (deft_tree_append(t->tree, ask, 1, &question) == DEFT_OK) {
-            rows[n_rows++] = (deft_rows_t){ t->tree, ask, 0 };
-        } else {
+        rows[n_asked] = (deft_rows_t){ t->tree, ask, 0 };
+        whose[n_asked++] = i;
+        if (append(t, ask, 1, &question) != 0) {
+            n_asked--;
             (void)deft_tree_prune(t->tree, ask);
-            t->full = 1;
         }
+    }
+    for (size_t r = 0; r < n_asked; r++) { /* one may have taken the room of another */
+        const size_t len = deft_tree_path_len(t->tree, rows[r].node);
+        rows[n_rows] = rows[r];
+        whose[n_rows] = whose[r];
+        n_rows += len > 0;
+        t->alone += len;
     }
     if (status == 0)
         status = job_compute(t->job, rows, n_rows, THOUGHTS_TOP, top);
-    for (size_t r = 0, i = 0; r < n_rows; r++) {
-        while (list[i].to.node != deft_tree_parent(t->tree, rows[r].node))
-            i++;
+    for (size_t r = 0; r < n_rows; r++) {
+        position_t *p = &list[whose[r]].to;
         if (status == 0)
-            list[i].to.value = value_of(t, top + r * THOUGHTS_TOP);
+            p->value = value_of(t, top + r * THOUGHTS_TOP);
+        if (story_note(&t->story, p->note))
+            story_note(&t->story, p->note)->value = p->value;
         (void)deft_tree_prune(t->tree, rows[r].node);
     }
+    for (size_t i = 0; i < n; i++)
+        list[i].alive = list[i].alive && !thoughts_lost(t, &list[i].to);
     free(top);
     free(rows);
+    free(whose);
     return status;
 }
 
@@ -185,9 +303,10 @@ static int write_text(thinker_t *t, deft_node_t node, const char *text, candidat
 
     if (tokenizer_encode(engine_tokenizer(e), text, strlen(text), 0, &ids, &n) != 0)
         return -1;
-    t->full |= deft_tree_append(t->tree, node, n, ids) != DEFT_OK;
+    const int status = append(t, node, n, ids);
     free(ids);
-    return t->full ? -1 : job_compute(t->job, &row, 1, THOUGHTS_TOP, top);
+    t->alone += n;
+    return status != 0 ? -1 : job_compute(t->job, &row, 1, THOUGHTS_TOP, top);
 }
 
 int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *move, position_t *to)
@@ -202,6 +321,10 @@ int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *mov
         strcat(to->steps, line);
     if (deft_tree_fork(t->tree, from->node, 1, &to->node) != DEFT_OK)
         return -1;
+    line[strlen(line) - 1] = '\0';
+    to->note = story_add(&t->story, from->note, line);
+    remember(t, to);
+    strcat(line, ";");
     return write_text(t, to->node, line, to->top);
 }
 
@@ -215,5 +338,8 @@ int thoughts_begin(thinker_t *t, job_t *job, const char *problem, position_t *ro
     if (game_parse(problem, &root->game, &end) != 0 || deft_tree_create(engine_ctx(job_engine(job)), &t->tree) != DEFT_OK)
         return -1;
     root->node = deft_tree_root(t->tree);
+    root->times = 1;
+    root->note = story_add(&t->story, STORY_NONE, problem);
+    remember(t, root);
     return write_text(t, root->node, text, root->top);
 }

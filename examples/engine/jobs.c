@@ -168,7 +168,7 @@ static size_t go_round(scheduler_t *s)
 
     for (size_t at = 0; at < s->n_jobs;) {
         const size_t first = at;
-        s->failed |= s->failed || (s->o->interrupted && s->o->interrupted()) || run_step(s, &at) != 0;
+        s->failed |= s->failed || (s->o->interrupted && s->o->interrupted(s->o->arg)) || run_step(s, &at) != 0;
         at = s->failed ? s->n_jobs : at;
         for (size_t j = first; j < at; j++) {
             job_t *job = &s->job[j];
