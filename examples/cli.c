@@ -223,6 +223,7 @@ void cli_print_work(const engine_t *e, size_t alone, double seconds)
 {
     const engine_times_t *t = engine_times(e);
     const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes, steps = (double)(t->steps ? t->steps : 1);
+    const double model = t->device > 0 ? t->device : t->matmul + t->attention + t->rest;
 
     printf("computed   %llu tokens", (unsigned long long)t->rows);
     if (alone > 0)
@@ -231,6 +232,7 @@ void cli_print_work(const engine_t *e, size_t alone, double seconds)
            unique > 0 ? logical / unique : 0.0);
     printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / seconds,
            seconds, 1e3 * seconds / steps, 1e3 * t->plan / steps);
+    printf("model      %.1f%% of the time; the rest is search, planning and sampling\n", 100 * model / seconds);
 }
 
 /* A node's text, with what would break a line escaped; the start of a long one. */

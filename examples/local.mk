@@ -49,9 +49,10 @@ examples_speculative_LDADD = $(cli_libs)
 noinst_PROGRAMS += examples/countdown/generate
 examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/countdown/game.c examples/countdown/game.h
 examples_countdown_generate_CPPFLAGS = $(AM_CPPFLAGS)
-countdown_sources = examples/countdown/game.c examples/countdown/game.h examples/countdown/puct.c \
-	examples/countdown/puct.h examples/countdown/puzzles.c \
-	examples/countdown/puzzles.h examples/countdown/story.c examples/countdown/story.h examples/countdown/thoughts.c examples/countdown/thoughts.h $(cli_sources)
+countdown_search = examples/countdown/game.c examples/countdown/game.h examples/countdown/puct.c \
+	examples/countdown/puct.h examples/countdown/story.c examples/countdown/story.h \
+	examples/countdown/thoughts.c examples/countdown/thoughts.h
+countdown_sources = $(countdown_search) examples/countdown/puzzles.c examples/countdown/puzzles.h $(cli_sources)
 countdown_cppflags = $(cli_cppflags) -I$(top_srcdir)/examples
 examples_mcts_SOURCES = examples/mcts.c $(countdown_sources)
 examples_mcts_CPPFLAGS = $(countdown_cppflags)
@@ -64,4 +65,5 @@ examples_tot_CPPFLAGS = $(countdown_cppflags)
 examples_tot_LDADD = $(cli_libs)
 endif
 
-EXTRA_DIST += examples/countdown/countdown.gguf examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh
+EXTRA_DIST += examples/countdown/countdown.gguf examples/countdown/compare.sh examples/countdown/cpu/results.txt \
+	examples/countdown/cpu/solved.svg examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh

@@ -29,6 +29,7 @@ static size_t keep_best(thinker_t *t, proposal_t *list, size_t n, position_t *be
 
     thoughts_sort(list, n);
     for (size_t i = 0; i < n && list[i].alive; i++) {
+        thoughts_note(t, &list[i]);
         if (kept < beams)
             beam[kept++] = list[i].to;
         else
@@ -93,8 +94,16 @@ static int search(thinker_t *t, const position_t *root, const void *options)
 {
     const options_t *o = options;
 
+    size_t before;
+    int status;
+
     switch (o->method) {
-    case DFS: return depth_first(t, o, root);
+    case DFS: /* from the top again, with other proposals, until it has asked often enough */
+        do {
+            before = t->proposals;
+            status = depth_first(t, o, root);
+        } while (status == 0 && !t->solved && t->proposals > before && t->proposals < o->visits);
+        return status;
     case GREEDY: return breadth_first(t, root, o, 1, 1);
     case BEST_OF_N: return breadth_first(t, root, o, o->samples, 0);
     default: return breadth_first(t, root, o, o->beams, o->samples);

@@ -95,6 +95,14 @@ if command -v dot >/dev/null; then
 fi
 run 1 tot -m "$model" --device cpu -p "@$work/problems" --dot "$work/tree.dot"
 
+# Some seconds of what is run for hours by hand: a full pool, nothing lost.
+if test -x "$top_builddir/tests/soak_search"; then
+    # shellcheck disable=SC2086
+    ${DEFT_EXAMPLE_WRAP:-} "$top_builddir/tests/soak_search" "$model" 3 600 1 >"$work/out" 2>"$work/err" ||
+        { fail "soak_search"; cat "$work/err"; }
+    awk '!/^#/ { lines++; lost += $10 } END { exit lines < 1 || lost > 0 }' "$work/out" || fail "slots were lost"
+fi
+
 printf 'hint\n1+1\n13-9\nquit\n' >"$work/moves"
 run 0 play -m "$model" --device cpu -p "24=4,9,10,13" <"$work/moves"
 grep -q "that is no move" "$work/out" && grep -q "I play" "$work/out" || fail "the machine did not play"

@@ -32,48 +32,85 @@ static vertex_t *choose(const thinker_t *t, const vertex_t *v, double c)
     return best;
 }
 
-/* Ask the model for moves from a leaf and for their values. 0, or -1. */
+/* The kid that a proposal is; NULL: it is new. */
+static vertex_t *kid_like(const thinker_t *t, const vertex_t *v, const position_t *p)
+{
+    for (size_t i = 0; i < v->n_kids; i++)
+        if (thoughts_same(&v->kid[i].at, p) && !thoughts_lost(t, &v->kid[i].at))
+            return &v->kid[i];
+    return NULL;
+}
+
+/* Priors: how often each was proposed, of all. */
+static void set_priors(vertex_t *v)
+{
+    size_t times = 0;
+
+    for (size_t i = 0; i < v->n_kids; i++)
+        times += v->kid[i].at.times;
+    for (size_t i = 0; i < v->n_kids; i++)
+        v->kid[i].prior = (double)v->kid[i].at.times / (double)times;
+}
+
+/* Ask the model for moves, or for more of them, and for the values of those that are new. 0, or -1. */
 static int expand(thinker_t *t, vertex_t *v, size_t samples)
 {
     proposal_t *list = malloc(samples * sizeof(*list));
-    size_t times = 0;
+    vertex_t *grown, *known;
     int status = list ? thoughts_propose(t, &v->at, 1, samples, list) : -1;
 
+    v->asked++;
+    for (size_t i = 0; status == 0 && !t->solved && i < samples; i++)
+        if (list[i].alive && (known = kid_like(t, v, &list[i].to))) {
+            known->at.times += list[i].to.times;
+            list[i].alive = 0;
+            thoughts_drop(t, &list[i].to);
+        }
     if (status == 0 && !t->solved)
         status = thoughts_evaluate(t, list, samples);
-    if (status == 0 && !t->solved && !(v->kid = calloc(samples, sizeof(*v->kid))))
-        status = -1;
-    for (size_t i = 0; status == 0 && !t->solved && i < samples; i++)
-        times += list[i].alive ? list[i].to.times : 0;
-    for (size_t i = 0; status == 0 && !t->solved && i < samples; i++) {
-        if (!list[i].alive)
-            continue;
-        vertex_t *k = &v->kid[v->n_kids++];
-        k->at = list[i].to;
-        k->prior = (double)list[i].to.times / (double)times;
-        k->value = list[i].to.game.n > 1 ? list[i].to.value / 20 : 0;
+    if (status == 0 && !t->solved) {
+        if ((grown = realloc(v->kid, (v->n_kids + samples) * sizeof(*v->kid))))
+            v->kid = grown;
+        status = grown ? 0 : -1;
     }
+    for (size_t i = 0; status == 0 && !t->solved && i < samples; i++)
+        if (list[i].alive)
+            v->kid[v->n_kids++] = (vertex_t){ .at = list[i].to,
+                                              .value = list[i].to.game.n > 1 ? list[i].to.value / 20 : 0 };
+    set_priors(v);
     free(list);
     return status;
 }
 
-int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c)
+static void count_visit(thinker_t *t, vertex_t *const *path, size_t n, double worth)
 {
-    vertex_t *path[GAME_NUMBERS + 1], *leaf = root;
-    size_t n = 0;
-    int status = 0;
-
-    for (vertex_t *next = root; next; next = choose(t, leaf, c))
-        path[n++] = leaf = next;
-    if (leaf->at.game.n > 1 && !leaf->kid)
-        status = expand(t, leaf, samples);
     for (size_t i = 0; i < n; i++) {
         path[i]->visits++;
-        path[i]->total += leaf->at.game.n > 1 && leaf->n_kids > 0 ? leaf->value : 0;
+        path[i]->total += worth;
         if (story_note(&t->story, path[i]->at.note))
             story_note(&t->story, path[i]->at.note)->visits = path[i]->visits;
     }
-    return status;
+}
+
+int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c)
+{
+    vertex_t *path[GAME_NUMBERS + 1], *leaf = root, *ask = root;
+    size_t n = 0;
+    int status;
+
+    for (vertex_t *next = root; next; next = choose(t, leaf, c))
+        path[n++] = leaf = next;
+    if (leaf->at.game.n > 1 && leaf->asked == 0) {
+        status = expand(t, leaf, samples);
+        count_visit(t, path, n, leaf->n_kids > 0 ? leaf->value : 0);
+        return status;
+    }
+    /* nothing new is there: ask once more where it was asked least. Kids move: the path is done with */
+    count_visit(t, path, n, 0);
+    for (size_t i = 1; i < n; i++)
+        if (path[i]->at.game.n > 1 && path[i]->asked < ask->asked)
+            ask = path[i];
+    return expand(t, ask, samples);
 }
 
 vertex_t *puct_best(const thinker_t *t, const vertex_t *root)

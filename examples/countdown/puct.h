@@ -10,14 +10,14 @@
 typedef struct vertex {
     position_t at;
     double prior, value, total; /* value: the model's, 0 to 1; total: of the visits */
-    size_t visits, n_kids;
-    struct vertex *kid;         /* NULL: not expanded */
+    size_t visits, asked, n_kids; /* asked: how often for moves */
+    struct vertex *kid;
 } vertex_t;
 
 void puct_free(vertex_t *v); /* what is below it */
 
 /* One visit: down to a leaf, for which the model is asked `samples` times; what it is worth is added on
- * the way. c: weight of what few visits have seen. 0 (and maybe t->solved), or -1: it was stopped. */
+ * the way. Where the way ends without a leaf, the model is asked for more moves on it. c: weight of what few visits have seen. 0 (and maybe t->solved), or -1: it was stopped. */
 int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c);
 
 /* The kid that was visited most; NULL: there is none. */

@@ -154,6 +154,19 @@ static int decode_lines(thinker_t *t, proposal_t *list, size_t n)
     return status;
 }
 
+int thoughts_same(const position_t *a, const position_t *b)
+{
+    return a->game.n == b->game.n && memcmp(a->game.number, b->game.number, (size_t)a->game.n * sizeof(int)) == 0;
+}
+
+void thoughts_note(thinker_t *t, proposal_t *p)
+{
+    if (p->to.note != STORY_NONE)
+        return;
+    p->to.note = story_add(&t->story, p->from->note, p->line);
+    remember(t, &p->to);
+}
+
 /* Is the line a move, and does it lead where none before it does? */
 static int is_new_move(thinker_t *t, proposal_t *list, size_t i)
 {
@@ -167,16 +180,14 @@ static int is_new_move(thinker_t *t, proposal_t *list, size_t i)
     if (strlen(p->to.steps) + strlen(p->line) + 2 <= sizeof(p->to.steps)) /* it is: fewer than GAME_NUMBERS lines */
         strcat(strcat(p->to.steps, p->line), ";");
     for (size_t j = 0; j < i; j++)
-        if (list[j].alive && list[j].to.game.n == p->to.game.n &&
-            memcmp(list[j].to.game.number, p->to.game.number, (size_t)p->to.game.n * sizeof(int)) == 0) {
+        if (list[j].alive && thoughts_same(&list[j].to, &p->to)) {
             list[j].to.times++;
             return 0;
         }
     p->to.times = 1;
-    p->to.note = story_add(&t->story, p->from->note, p->line);
-    remember(t, &p->to);
     if (game_is_won(&p->to.game)) {
         t->solved = 1;
+        thoughts_note(t, p);
         story_win(&t->story, p->to.note);
         memcpy(t->steps, p->to.steps, sizeof(t->steps));
     }
@@ -204,6 +215,7 @@ int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t
             proposal_t *p = &list[n++];
             *p = (proposal_t){ .from = &from[i], .to = from[i], .alive = forked };
             p->to.node = forked ? kids[j] : DEFT_NODE_NONE;
+            p->to.note = STORY_NONE;
         }
     }
     if (decode_lines(t, list, n) != 0)
@@ -245,6 +257,7 @@ int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n)
         list[i].to.value = 0;
         if (!list[i].alive || deft_tree_fork(t->tree, list[i].to.node, 1, &ask) != DEFT_OK)
             continue;
+        thoughts_note(t, &list[i]);
         rows[n_asked] = (deft_rows_t){ t->tree, ask, 0 };
         whose[n_asked++] = i;
         if (append(t, ask, 1, &question) != 0) {

@@ -18,7 +18,7 @@ typedef struct position {
     char steps[GAME_NUMBERS * THOUGHTS_LINE]; /* from the problem on, each ends with ';' */
     double value, logprob; /* what the model says of it; of the lines that lead to it */
     size_t times;          /* how often it was proposed */
-    int note;              /* in the story */
+    int note;              /* in the story; STORY_NONE: not yet */
     candidate_t top[THOUGHTS_TOP];
 } position_t;
 
@@ -59,6 +59,12 @@ int thoughts_lost(const thinker_t *t, const position_t *p);
 
 /* The search is done with a position and what is below it. */
 void thoughts_drop(thinker_t *t, const position_t *p);
+
+/* Is it the same position? Whoever looks at one more than once asks. */
+int thoughts_same(const position_t *a, const position_t *b);
+
+/* Into the story. thoughts_evaluate() does so itself. */
+void thoughts_note(thinker_t *t, proposal_t *p);
 
 /* Value every proposal that lives, all in one step: 20 for sure, 1 for likely, 0.001 for impossible, by
  * the probabilities of these words, as the paper does (Yao et al., arXiv 2305.10601). 0, or -1. */
