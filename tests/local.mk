@@ -148,7 +148,7 @@ else
 EXTRA_DIST += tests/bench_cuda.cu tests/fault.cu
 endif
 
-EXTRA_DIST += tests/cuda.sh tests/examples.sh tests/headers.sh tests/man.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
+EXTRA_DIST += tests/cuda.sh tests/examples.sh tests/headers.sh tests/man.sh tests/speculative.sh tests/peers tests/symbols.sh tests/symbols.txt tests/run.sh \
 	tests/corpus tests/golden tests/data tests/paper
 
 # The paper's claims on this machine's GPU: make paper TRACES=folder [OUT=folder].
