@@ -31,6 +31,11 @@ int cli_interrupted(void)
     return interrupted || (deadline > 0 && cli_seconds() > deadline);
 }
 
+int cli_enough(const cli_t *cli, const engine_t *e)
+{
+    return cli_interrupted() || (cli->tokens > 0 && engine_times(e)->rows >= cli->tokens);
+}
+
 int cli_progress(void *arg, size_t done, size_t of)
 {
     (void)arg;
@@ -287,13 +292,14 @@ int cli_picture(const cli_t *cli, void (*draw)(void *arg, FILE *to), void *arg)
         return cli_fail(cli, "cannot write", svg ? name : cli->dot);
     draw(arg, to);
     bad = ferror(to);
-    if (fclose(to) != 0 || bad)
-        return cli_fail(cli, "cannot write", svg ? name : cli->dot);
-    if (svg) {
-        bad = make_svg(name, cli->dot);
+    bad |= fclose(to) != 0;
+    if (bad)
+        (void)cli_fail(cli, "cannot write", svg ? name : cli->dot);
+    else if (svg && make_svg(name, cli->dot) != 0)
+        bad = cli_fail(cli, "Graphviz (dot) cannot make", cli->dot);
+    if (svg)
         (void)unlink(name);
-    }
-    return bad ? cli_fail(cli, "Graphviz (dot) cannot make", cli->dot) : 0;
+    return bad != 0;
 }
 
 typedef struct drawing {

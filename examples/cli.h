@@ -34,6 +34,7 @@ engine_t *cli_open(const cli_t *cli);
 int cli_number(const char *text, double min, double max, double *v); /* non-zero: it is none, or out of range */
 int cli_size(const char *text, size_t least, size_t most, size_t *to); /* the same for whole numbers; *to is set */
 int cli_interrupted(void); /* by ctrl-C, or the time is over */
+int cli_enough(const cli_t *cli, const engine_t *e); /* that, or it has computed cli->tokens */
 int cli_progress(void *arg, size_t done, size_t of); /* a bar if stderr is a terminal; cli_interrupted() */
 double cli_seconds(void);
 

@@ -19,6 +19,7 @@ typedef struct options {
 typedef struct match {
     const cli_t *cli;
     const options_t *o;
+    engine_t *e;
     thinker_t t;
     vertex_t root;
 } match_t;
@@ -166,10 +167,11 @@ static int set_simulations(void *arg, const char *value)
 static const cli_option_t own[] = {
     { "simulations", "  --simulations N      how long the machine thinks (16)\n", set_simulations }, { NULL, NULL, NULL } };
 
-static int stopped(void *arg)
+static int enough(void *arg)
 {
-    (void)arg;
-    return cli_interrupted();
+    const match_t *m = arg;
+
+    return cli_enough(m->cli, m->e);
 }
 
 int main(int argc, char **argv)
@@ -177,7 +179,7 @@ int main(int argc, char **argv)
     static match_t match;
     cli_t cli = { .program = "play", .seed = 1, .temperature = 1 };
     options_t o = { .simulations = 16 };
-    const jobs_options_t jo = { .at_a_time = 1, .interrupted = stopped };
+    const jobs_options_t jo = { .at_a_time = 1, .interrupted = enough, .arg = &match };
     void *args[1] = { &match };
     const char *end;
     int status = cli_parse(&cli, argc, argv, "Countdown against the machine.", own, &o);
@@ -189,8 +191,9 @@ int main(int argc, char **argv)
         return cli_fail(&cli, "no problem like 24=4,9,10,13", cli.prompt);
     if (!game_solvable(&match.root.at.game))
         return cli_fail(&cli, "this cannot be made", cli.prompt);
-    engine_t *e = cli_open(&cli);
-    status = !e ? 1 : jobs_run(e, &jo, play, args, 1) != 0 && !cli_interrupted() ? cli_fail(&cli, "search", engine_error(e)) : 0;
-    engine_close(e);
+    match.e = cli_open(&cli);
+    status = !match.e ? 1 : jobs_run(match.e, &jo, play, args, 1) != 0 && !enough(&match) ?
+             cli_fail(&cli, "search", engine_error(match.e)) : 0;
+    engine_close(match.e);
     return cli_end(&cli, status);
 }

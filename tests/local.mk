@@ -99,8 +99,8 @@ tests_check_sampler_LDADD = libengine.la $(tests_check_libs)
 # By hand, for hours; a few seconds of it in tests/examples.sh.
 check_PROGRAMS += tests/soak_search
 tests_soak_search_SOURCES = tests/soak_search.c $(countdown_search)
-tests_soak_search_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples -I$(top_srcdir)/examples/engine
-tests_soak_search_LDADD = libengine.la libdeft.la $(LIBM)
+tests_soak_search_CPPFLAGS = $(tests_cppflags) -I$(top_srcdir)/examples -I$(top_srcdir)/examples/engine
+tests_soak_search_LDADD = libengine.la $(tests_libs)
 endif
 endif
 

@@ -11,17 +11,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "countdown/puct.h"
+#include "forward.h"
+#include "util.h"
 
-enum { GAMES = 4, SIMULATIONS = 300, SAMPLES = 8 };
+enum { GAMES = 4, SIMULATIONS = 40, SAMPLES = 8 };
 
 typedef struct soak {
     engine_t *e;
     double until, every, next, start;
-    uint64_t random;
+    rng_t rng;
     size_t games, dropped;
     double share, most; /* of the pool: sum, and most, of so many looks since the last line */
     size_t looks;
@@ -35,23 +36,6 @@ typedef struct table { /* where a game is played */
     soak_t *s;
     int number;
 } table_t;
-
-static double seconds_now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static uint64_t next_random(soak_t *s) /* splitmix64 */
-{
-    uint64_t x = s->random += 0x9e3779b97f4a7c15u;
-
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
 
 static double resident_mb(void)
 {
@@ -86,7 +70,7 @@ static void look(soak_t *s)
 {
     deft_info_t info = { .struct_size = sizeof(info) };
     const engine_times_t *t = engine_times(s->e);
-    const double now = seconds_now();
+    const double now = engine_now();
 
     (void)deft_ctx_info(engine_ctx(s->e), &info);
     const double share = (double)info.live_tokens / (double)info.pool_tokens;
@@ -102,7 +86,7 @@ static void look(soak_t *s)
     (void)fflush(stdout);
     s->wrong = lost > 0 ? "slots were lost" : s->wrong;
     s->last = *t;
-    s->last_at = seconds_now();
+    s->last_at = engine_now();
     s->next += s->every;
     s->share = s->most = 0;
     s->looks = 0;
@@ -138,12 +122,13 @@ static void run(job_t *job, void *arg)
     position_t *root = malloc(sizeof(*root));
     int status = root ? 0 : -1;
 
-    while (status == 0 && seconds_now() < s->until) {
-        thinker_t t = { .sampler = { .state = next_random(s), .temperature = 1 } };
+    while (status == 0 && engine_now() < s->until) {
+        thinker_t t = { .sampler = { .state = rng_u64(&s->rng), .temperature = 1 } };
         char problem[THOUGHTS_LINE];
-        const uint64_t r = next_random(s);
-        (void)snprintf(problem, sizeof(problem), "%d=%d,%d,%d,%d", (int)(10 + r % 90), (int)(1 + r / 97 % 13), (int)(1 + r / 1301 % 13),
-                       (int)(1 + r / 17011 % 13), (int)(1 + r / 221197 % 13));
+        size_t x[4];
+        for (int i = 0; i < 4; i++)
+            x[i] = rng_range(&s->rng, 1, 13);
+        (void)snprintf(problem, sizeof(problem), "%zu=%zu,%zu,%zu,%zu", rng_range(&s->rng, 10, 99), x[0], x[1], x[2], x[3]);
         *root = (position_t){ 0 };
         if (thoughts_begin(&t, job, problem, root) == 0) { /* else the others have all the room */
             s->trees[table->number] = t.tree;
@@ -162,13 +147,13 @@ static int stop(void *arg)
 {
     const soak_t *s = arg;
 
-    return seconds_now() > s->until || s->wrong;
+    return engine_now() > s->until || s->wrong;
 }
 
 int main(int argc, char **argv)
 {
     engine_options_t options = { .device = DEFT_DEVICE_CPU, .n_threads = 1, .max_rows = 256, .max_outputs = 256 };
-    soak_t s = { .random = 1 };
+    soak_t s = { .every = 60 };
     table_t table[GAMES];
     void *args[GAMES];
     char err[256];
@@ -178,12 +163,13 @@ int main(int argc, char **argv)
         return 2;
     }
     options.pool_tokens = argc > 3 ? strtoul(argv[3], NULL, 10) : 1000;
-    s.every = argc > 4 ? strtod(argv[4], NULL) : 60;
+    rng_init(&s.rng, 1);
+    s.every = argc > 4 ? strtod(argv[4], NULL) : s.every;
     if (engine_open(argv[1], &options, &s.e, err, sizeof(err)) != 0) {
         fprintf(stderr, "soak_search: %s\n", err);
         return 1;
     }
-    s.start = s.last_at = seconds_now();
+    s.start = s.last_at = engine_now();
     s.until = s.start + strtod(argv[2], NULL);
     s.next = s.start + s.every;
     for (int i = 0; i < GAMES; i++) {
@@ -192,7 +178,7 @@ int main(int argc, char **argv)
     }
     const jobs_options_t jo = { .at_a_time = GAMES, .interrupted = stop, .arg = &s };
     puts("# seconds games steps rows ms_step tokens_s used most dropped lost resident_MB");
-    if (jobs_run(s.e, &jo, run, args, GAMES) != 0 && seconds_now() < s.until && !s.wrong)
+    if (jobs_run(s.e, &jo, run, args, GAMES) != 0 && engine_now() < s.until && !s.wrong)
         s.wrong = engine_error(s.e);
     deft_info_t info = { .struct_size = sizeof(info) };
     (void)deft_ctx_info(engine_ctx(s.e), &info);

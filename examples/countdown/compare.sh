@@ -10,7 +10,7 @@
 # are for the programs: --device cuda, --threads 2. The last two lines are one search twice for the same
 # time, by tree attention and by a sequence for each leaf.
 set -eu
-test $# -ge 3 || { sed -n '3,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+test $# -ge 3 || { sed -n '3,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 build=$1 model=$2 out=$3
 shift 3
 mkdir -p "$out"

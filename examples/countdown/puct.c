@@ -77,6 +77,9 @@ static int expand(thinker_t *t, vertex_t *v, size_t samples)
         if (list[i].alive)
             v->kid[v->n_kids++] = (vertex_t){ .at = list[i].to,
                                               .value = list[i].to.game.n > 1 ? list[i].to.value / 20 : 0 };
+    for (size_t i = 0; status == 0 && t->solved && i < samples; i++)
+        if (list[i].alive) /* nobody goes on from here, but there may be another search */
+            (void)deft_tree_prune(t->tree, list[i].to.node);
     set_priors(v);
     free(list);
     return status;

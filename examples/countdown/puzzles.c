@@ -12,7 +12,7 @@ typedef struct puzzle {
     struct contest *contest;
     char problem[THOUGHTS_LINE];
     thinker_t t;
-    int ended, right;
+    int right; /* solved, and checked */
 } puzzle_t;
 
 /* All of them, while they are solved. */
@@ -54,7 +54,7 @@ static void run(job_t *job, void *arg)
     free(root);
     deft_tree_destroy(z->t.tree);
     z->t.tree = NULL;
-    if (!z->p->cli->dot) /* else the story is still to be drawn */
+    if (z->contest->n > 1) /* else it is still to be shown */
         story_free(&z->t.story);
     z->right = is_right(z);
     z->contest->ended++;
@@ -64,13 +64,13 @@ static void run(job_t *job, void *arg)
 
 /* ---- on a terminal ---- */
 
-enum { SHOWN = 20, EVERY_MS = 100 };
+enum { SHOWN = 20, EVERY_MS = 100, BAR = 20, WIDTH = 79 }; /* lines that wrap could not be drawn over */
 
 /* How far it is: the tree of a single problem as it grows, or a bar over many. */
 static void show(contest_t *c)
 {
     const double now = cli_seconds(), rate = (double)engine_times(c->e)->rows / (now - c->start + 1e-9);
-    const int full = (int)(40 * c->ended / c->n);
+    const int full = (int)(BAR * c->ended / c->n);
 
     if (c->lines > 0)
         fprintf(stderr, "\x1b[%dA\x1b[J", c->lines);
@@ -78,9 +78,11 @@ static void show(contest_t *c)
     if (c->n == 1)
         c->lines += (int)story_print(&c->list[0].t.story, stderr, SHOWN);
     fprintf(stderr, "[%.*s%*s] %zu/%zu, %zu solved, %.0f tokens a second", full,
-            "########################################", 40 - full, "", c->ended, c->n, c->solved, rate);
-    if (c->latest)
-        fprintf(stderr, "  %s %.*s", c->latest->problem, 60, c->latest->t.steps);
+            "####################", BAR - full, "", c->ended, c->n, c->solved, rate);
+    if (c->latest) {
+        fprintf(stderr, "\n%s %.*s", c->latest->problem, WIDTH - 1 - (int)strlen(c->latest->problem), c->latest->t.steps);
+        c->lines++;
+    }
     fputc('\n', stderr);
     c->drawn = now;
 }
@@ -89,11 +91,10 @@ static void show(contest_t *c)
 static int stop(void *arg)
 {
     contest_t *c = arg;
-    const size_t most = c->p->cli->tokens;
 
     if (isatty(STDERR_FILENO) && cli_seconds() > c->drawn + 1e-3 * EVERY_MS)
         show(c);
-    return cli_interrupted() || (most > 0 && engine_times(c->e)->rows >= most);
+    return cli_enough(c->p->cli, c->e);
 }
 
 /* The problem, or those of a file, a line each: "@problems.txt". NULL: the reason is printed. */
