@@ -46,7 +46,7 @@ struct ideft_backend {
     staging_t staging[STAGINGS];
     uint32_t next_staging;
     ideft_cuda_kernel_t kernel;
-    const void *merge, *write;
+    const void *merge, *write, *move;
     size_t shared_bytes;
     uint32_t stages, q_buffers;
     /* Where the copy engine serves: its maps, and the q that its are for. */
@@ -148,6 +148,11 @@ static deft_status_t load_kernels(deft_ctx_t *ctx)
     be->kernel = of(ctx->geom.D, general, hopper);
     be->merge = ideft_cuda_merge_function(ctx->geom.D, bf16);
     be->write = ideft_cuda_write_function(bf16);
+    be->move = ideft_cuda_move_function();
+    /* what is first used later is loaded now: code takes memory too */
+    const void *const all[4] = { be->kernel.function, be->merge, be->write, be->move };
+    for (int i = 0; i < 4; i++)
+        IDEFT_CUDA(ctx, cudaFuncGetAttributes(&attr, all[i]));
     IDEFT_CUDA(ctx, cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, be->device));
     IDEFT_TRY(fit_shared(ctx, (size_t)limit));
     IDEFT_CUDA(ctx, cudaFuncSetAttribute(be->kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -545,6 +550,32 @@ static deft_status_t cuda_attend(deft_ctx_t *ctx, uint32_t layer, const void *q,
     return leave(ctx, saved, attend_layer(ctx, layer, q, o));
 }
 
+_Static_assert(IDEFT_MOVE_TOKENS == IDEFT_MOVE_MAX, "a move fits the kernel's arguments");
+
+static deft_status_t move_tokens(deft_ctx_t *ctx, const ideft_move_t *move)
+{
+    const ideft_backend_t *be = ctx->backend;
+    const ideft_geom_t *g = &ctx->geom;
+    const uint32_t parts = (g->D / 8 + IDEFT_MOVE_CHUNKS - 1) / IDEFT_MOVE_CHUNKS;
+    ideft_cuda_move_t args = { .arena = be->arena, .plane = be->plane, .D = g->D, .n = move->n };
+    enum cudaStreamCaptureStatus capturing;
+    IDEFT_CUDA(ctx, cudaStreamIsCapturing(be->stream, &capturing));
+    if (capturing != cudaStreamCaptureStatusNone)
+        return ideft_fail(ctx, DEFT_ERR_STATE, "the stream is being captured: a graph would move these tokens again");
+    if (move->n == 0)
+        return DEFT_OK;
+    memcpy(args.from, move->from, move->n * sizeof(*move->from));
+    memcpy(args.to, move->to, move->n * sizeof(*move->to));
+    return launch(ctx, be->move, 2 * g->n_layers * g->Hkv * parts, 256, 0, &args);
+}
+
+static deft_status_t cuda_move(deft_ctx_t *ctx, const ideft_move_t *move)
+{
+    int saved;
+    IDEFT_TRY(enter(ctx, &saved));
+    return leave(ctx, saved, move_tokens(ctx, move));
+}
+
 static const char *cuda_describe(const deft_ctx_t *ctx)
 {
     return ctx->backend->name;
@@ -598,6 +629,7 @@ const ideft_backend_ops_t ideft_cuda_ops = {
     .prepare = cuda_prepare,
     .write = cuda_write,
     .attend = cuda_attend,
+    .move = cuda_move,
     .describe = cuda_describe,
     .set_stream = cuda_set_stream,
     .reserve = cuda_reserve,

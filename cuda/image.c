@@ -153,7 +153,7 @@ static bool is_own(const builder_t *b, const ideft_seg_t *seg)
 static bool put_tile(builder_t *b, cursor_t *cursor)
 {
     const uint32_t first = b->n_copies;
-    uint32_t used = 0, flags = 0;
+    uint32_t used = 0, flags = 0, dense = IDEFT_DENSE;
     while (used < IDEFT_TILE && b->n_copies - first < IDEFT_TILE_COPIES) {
         const piece_t p = next_piece(b, cursor);
         if (p.n == 0)
@@ -167,6 +167,8 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
                                   .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
         for (uint32_t w = 0; w < 2; w++)
             flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;
+        if (c->slot != b->copies[first].slot + used)
+            dense = 0;
         used += n;
         cursor->token += n;
     }
@@ -178,6 +180,8 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     b->copies[first].count = (uint8_t)(b->n_copies - first);
     b->copies[first].used = (uint8_t)used;
     b->copies[first].flags = (uint8_t)(IDEFT_MINE * mine | (flags & IDEFT_MASK * mine));
+    for (uint32_t i = first; i < b->n_copies; i++)
+        b->copies[i].flags |= (uint8_t)dense;
     b->n_read += used;
     b->last = first;
     for (uint32_t w = 0; w < 2; w++)

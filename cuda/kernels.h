@@ -63,6 +63,7 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
 #define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
 #define IDEFT_FINAL 16u /* << warpgroup: no later tile of the unit is its */
 #define IDEFT_LAST 64u /* no tile of the unit follows */
+#define IDEFT_DENSE 128u /* in every copy: their slots follow each other, the first fetches all */
 
 #define IDEFT_DIRECT 0x80000000u /* in a row's token: it is in this group alone */
 
@@ -136,6 +137,16 @@ typedef struct ideft_cuda_write {
     uint32_t Hkv, D, first_plane;
 } ideft_cuda_write_t;
 
+#define IDEFT_MOVE_TOKENS 128 /* at most */
+#define IDEFT_MOVE_CHUNKS 8   /* of 16 bytes, of each token: what a block moves */
+
+typedef struct ideft_cuda_move {
+    void *arena;
+    size_t plane;
+    uint32_t D, n;
+    uint32_t from[IDEFT_MOVE_TOKENS], to[IDEFT_MOVE_TOKENS];
+} ideft_cuda_move_t;
+
 /* The head dims that kernels are compiled for. */
 #define IDEFT_CUDA_DIMS(XX) XX(64) XX(80) XX(96) XX(128) XX(256)
 
@@ -152,6 +163,7 @@ ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int general, int hopper);
 ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int general, int hopper);
 const void *ideft_cuda_merge_function(uint32_t D, int bf16);
 const void *ideft_cuda_write_function(int bf16);
+const void *ideft_cuda_move_function(void);
 
 #ifdef __cplusplus
 }

@@ -55,14 +55,15 @@ __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_
 }
 
 #if IDEFT_HOPPER
-/* A lane's copy: all panels at once if it is a whole tile, else as boxes of 32, 16, ..., 1 tokens. */
+/* A lane's copy: all panels at once if it is a whole tile, else as boxes of 32, 16, ..., 1 tokens. Of a
+ * dense tile the first lane fetches everything. */
 template <int D>
 __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t to,
                                          uint32_t plane, uint64_t *full, uint64_t policy)
 {
     const bool stream = (c.at & IDEFT_STREAM) != 0;
-    const uint32_t first = c.at & ~IDEFT_STREAM;
-    if (c.n == IDEFT_TILE) {
+    const uint32_t first = c.at & ~IDEFT_STREAM, n = !(c.flags & IDEFT_DENSE) ? c.n : first == 0 ? c.used : 0;
+    if (n == IDEFT_TILE) {
         if (stream)
             stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, policy);
         else
@@ -70,8 +71,8 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
         return;
     }
 #pragma unroll 1
-    for (uint32_t done = 0; done < c.n;) {
-        const uint32_t b = 31 - __clz(c.n - done);
+    for (uint32_t done = 0; done < n;) {
+        const uint32_t b = 31 - __clz(n - done);
 #pragma unroll
         for (int p = 0; p < D / 64; p++)
             if (stream)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The two kernels beside attention: K and V into the arena, partials into outputs. Both read their
- * sizes from the image, so that their launch is the same for every plan, and loop over the rest. */
+/* The kernels beside attention: K and V into the arena, partials into outputs, tokens to other slots. The
+ * first two read their sizes from the image, so that their launch is the same for every plan, and loop over
+ * the rest. */
 #include "arch.cuh"
 
 #include <math.h>
@@ -43,6 +44,24 @@ __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write
         ((uint4 *)a.arena)[to] = k;
         ((uint4 *)a.arena)[to + (a.Hkv * a.plane >> 3)] = v;
     }
+}
+
+/* Grid: heads of all layers' K and V, times what a token has of IDEFT_MOVE_CHUNKS. Block: 256. Chunk c of
+ * all tokens is read before one is written: slots may be in both lists. */
+__global__ void __launch_bounds__(256) ideft_move_kernel(const ideft_cuda_move_t a)
+{
+    __shared__ uint4 kept[IDEFT_MOVE_TOKENS * IDEFT_MOVE_CHUNKS];
+    const uint32_t chunks = a.D / 8, parts = (chunks + IDEFT_MOVE_CHUNKS - 1) / IDEFT_MOVE_CHUNKS;
+    const uint32_t first = blockIdx.x % parts * IDEFT_MOVE_CHUNKS, n = a.n * IDEFT_MOVE_CHUNKS;
+    uint4 *plane = (uint4 *)a.arena + (size_t)(blockIdx.x / parts) * (a.plane >> 3);
+    wait_for_kernel_before();
+    for (uint32_t i = threadIdx.x; i < n; i += 256)
+        if (first + i % IDEFT_MOVE_CHUNKS < chunks)
+            kept[i] = plane[(size_t)a.from[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS];
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < n; i += 256)
+        if (first + i % IDEFT_MOVE_CHUNKS < chunks)
+            plane[(size_t)a.to[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS] = kept[i];
 }
 
 constexpr int MERGE_WARPS = 16;
@@ -236,4 +255,9 @@ extern "C" const void *ideft_cuda_merge_function(uint32_t D, int bf16)
 extern "C" const void *ideft_cuda_write_function(int bf16)
 {
     return bf16 ? (const void *)ideft_write_kernel<__nv_bfloat16> : (const void *)ideft_write_kernel<__half>;
+}
+
+extern "C" const void *ideft_cuda_move_function(void)
+{
+    return (const void *)ideft_move_kernel;
 }

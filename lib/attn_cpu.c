@@ -319,6 +319,45 @@ static deft_status_t cpu_write(deft_ctx_t *ctx, uint32_t layer, const void *k, c
     return DEFT_OK;
 }
 
+/* ---- moving ------------------------------------------------------------------------------------ */
+
+/* An element of n tokens of a head's plane, from and to where `index` says. */
+static void move_element(const ideft_geom_t *g, void *plane, const ideft_move_t *m, uint32_t d,
+                         size_t (*index)(deft_dtype_t, uint32_t, uint32_t, uint32_t))
+{
+    uint32_t wide[IDEFT_MOVE_MAX];
+    uint16_t half[IDEFT_MOVE_MAX];
+    for (uint32_t i = 0; i < m->n; i++) {
+        const size_t at = index(g->kv_type, g->D, m->from[i], d);
+        if (g->kv_type == DEFT_F32)
+            wide[i] = ((const uint32_t *)plane)[at];
+        else
+            half[i] = ((const uint16_t *)plane)[at];
+    }
+    for (uint32_t i = 0; i < m->n; i++) {
+        const size_t at = index(g->kv_type, g->D, m->to[i], d);
+        if (g->kv_type == DEFT_F32)
+            ((uint32_t *)plane)[at] = wide[i];
+        else
+            ((uint16_t *)plane)[at] = half[i];
+    }
+}
+
+static deft_status_t cpu_move(deft_ctx_t *ctx, const ideft_move_t *move)
+{
+    const ideft_backend_t *be = ctx->backend;
+    const ideft_geom_t *g = &ctx->geom;
+    for (uint32_t layer = 0; layer < g->n_layers; layer++)
+        for (uint32_t h = 0; h < g->Hkv; h++) {
+            unsigned char *k = be->arena + (size_t)layer * 2 * be->plane_bytes + h * be->head_bytes;
+            for (uint32_t d = 0; d < g->D; d++) {
+                move_element(g, k, move, d, ideft_k_index);
+                move_element(g, k + be->plane_bytes, move, d, ideft_v_index);
+            }
+        }
+    return DEFT_OK;
+}
+
 /* ---- attending --------------------------------------------------------------------------------- */
 
 typedef struct attend_job {
@@ -393,5 +432,6 @@ const ideft_backend_ops_t ideft_cpu_ops = {
     .prepare = cpu_prepare,
     .write = cpu_write,
     .attend = cpu_attend,
+    .move = cpu_move,
     .describe = cpu_describe,
 };

@@ -11,6 +11,13 @@
 #include "deft/cuda.h"
 #include "types.h"
 
+#define IDEFT_MOVE_MAX 128u /* tokens at a time */
+
+typedef struct ideft_move {
+    uint32_t n;
+    uint32_t from[IDEFT_MOVE_MAX], to[IDEFT_MOVE_MAX];
+} ideft_move_t;
+
 struct ideft_backend_ops {
     const char *name;
     /* Make ctx->backend: the arena for ctx->pool_tokens slots, threads or streams; set
@@ -24,6 +31,9 @@ struct ideft_backend_ops {
     deft_status_t (*write)(deft_ctx_t *ctx, uint32_t layer, const void *k, const void *v);
     /* o[n_row][H][D] = attention of q[n_row][H][D] over the plan's items. */
     deft_status_t (*attend)(deft_ctx_t *ctx, uint32_t layer, const void *q, void *o);
+    /* Copy K and V of all layers from slots to slots, as if all were read before any is written. With
+     * n 0: could it? After that it fails only with the device. */
+    deft_status_t (*move)(deft_ctx_t *ctx, const ideft_move_t *move);
     /* What the instructions are called, for deft_info_t. */
     const char *(*describe)(const deft_ctx_t *ctx);
     /* deft/cuda.h; NULL in other backends. */

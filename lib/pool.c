@@ -148,10 +148,16 @@ uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
     return take_inside(pool, extent, ((extent + have / 2) & ~15u) - extent, n, slot_p);
 }
 
-uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n)
+uint32_t ideft_pool_room(const ideft_pool_t *pool, uint32_t slot)
 {
     /* An edge at `slot` after an owned slot is the first slot of an extent. */
-    if (slot >= pool->n_slots || !ideft_pool_edge(pool, slot))
+    const bool is_free = slot < pool->n_slots && ideft_pool_edge(pool, slot);
+    return is_free ? pool->slot[slot].a & ~IDEFT_FREE : 0;
+}
+
+uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n)
+{
+    if (ideft_pool_room(pool, slot) == 0)
         return 0;
     const uint32_t have = extent_unlink(pool, slot), got = have < n ? have : n;
     if (have > got)
@@ -207,6 +213,14 @@ void ideft_span_ref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 {
     for (const uint32_t end = slot + n; slot < end; slot += pool->slot[slot].a)
         pool->slot[slot].b++;
+}
+
+bool ideft_span_shared(const ideft_pool_t *pool, uint32_t slot, uint32_t n)
+{
+    for (const uint32_t end = slot + n; slot < end; slot += pool->slot[slot].a)
+        if (pool->slot[slot].b > 1)
+            return true;
+    return false;
 }
 
 void ideft_span_unref(ideft_pool_t *pool, uint32_t slot, uint32_t n)

@@ -16,6 +16,8 @@ uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
 uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
 /* Take up to n free slots that start at `slot` exactly; returns how many. */
 uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n);
+/* How many slots are free from `slot` on, which is behind an owned one. */
+uint32_t ideft_pool_room(const ideft_pool_t *pool, uint32_t slot);
 /* Give slots without a span back. */
 void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 
@@ -24,6 +26,8 @@ void ideft_span_make(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* Make `at` the first slot of a span; it lies in the spans that start at `slot`. Returns the span
  * before it, or `at` where at == slot. Cost: spans passed. */
 uint32_t ideft_span_cut(ideft_pool_t *pool, uint32_t slot, uint32_t at);
+/* Has one of them a second owner? */
+bool ideft_span_shared(const ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* First slot of the span that ends [slot, slot+n). */
 uint32_t ideft_span_last(const ideft_pool_t *pool, uint32_t slot, uint32_t n);
 void ideft_span_ref(ideft_pool_t *pool, uint32_t slot, uint32_t n);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "backend.h"
 #include "pool.h"
 #include "status_int.h"
 #include "tree_int.h"
@@ -535,6 +536,77 @@ deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n,
     set_ids(ctx, node, len, tokens);
     if (!was_dirty)
         dirty_link(ctx, index, ctx->dirty_last);
+    return changed(ctx);
+}
+
+/* ---- moving -------------------------------------------------------------------------------- */
+
+/* The last runs of a node that are short and its own; returns how many, and their tokens. */
+static uint32_t short_tail(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t *n_p)
+{
+    uint32_t runs = 0;
+    *n_p = 0;
+    while (runs < node->n_runs) {
+        const ideft_run_t *run = &ideft_runs(node)[node->n_runs - 1 - runs];
+        if (run->n >= IDEFT_LONG_RUN || *n_p + run->n > IDEFT_MOVE_MAX ||
+            ideft_span_shared(&ctx->pool, run->slot, run->n))
+            break;
+        *n_p += run->n;
+        runs++;
+    }
+    return runs;
+}
+
+/* Would the tail have fewer runs if it were appended again? */
+static bool can_join(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t runs, uint32_t n)
+{
+    if (runs != 1 || node->n_runs == 1)
+        return runs > 1;
+    const ideft_run_t *before = &ideft_runs(node)[node->n_runs - 2];
+    const uint32_t end = before->slot + before->n, room = ideft_pool_room(&ctx->pool, end);
+    return room >= n || (room > 0 && end + room == before[1].slot);
+}
+
+/* Slots, and ids if asked for, of a node's last n tokens. */
+static void list_slots(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t n, uint32_t *slots, int32_t *ids)
+{
+    const ideft_run_t *run = &ideft_runs(node)[node->n_runs];
+    while (n > 0) {
+        run--;
+        for (uint32_t i = run->n; i-- > 0 && n > 0;) {
+            slots[--n] = run->slot + i;
+            if (ids != NULL)
+                ids[n] = ctx->pool.slot[run->slot + i].tag;
+        }
+    }
+}
+
+deft_status_t deft_tree_defrag(deft_tree_t *tree, deft_node_t handle)
+{
+    uint32_t index, n;
+    IDEFT_TRY(mutable_node(tree, handle, &index));
+    deft_ctx_t *ctx = tree->ctx;
+    ideft_node_t *node = ideft_node(ctx, index);
+    const uint32_t runs = short_tail(ctx, node, &n);
+    if (!can_join(ctx, node, runs, n))
+        return DEFT_OK;
+    ideft_move_t move = { 0 };
+    int32_t ids[IDEFT_MOVE_MAX];
+    /* as many runs as there may be at worst, then nothing can fail */
+    IDEFT_TRY(runs_grow(ctx, node, node->n_runs - runs + n));
+    IDEFT_TRY(ctx->ops->move(ctx, &move));
+    const uint32_t kept = node->len - n;
+    list_slots(ctx, node, n, move.from, ids);
+    shrink_to(ctx, index, kept);
+    const deft_status_t again = append_slots(ctx, index, n);
+    IDEFT_ASSERT(again == DEFT_OK);
+    (void)again;
+    set_ids(ctx, node, kept, ids);
+    list_slots(ctx, node, n, move.to, NULL);
+    ctx->topology++;
+    move.n = node->computed > kept ? node->computed - kept : 0;
+    if (move.n > 0)
+        IDEFT_TRY(ctx->ops->move(ctx, &move));
     return changed(ctx);
 }
 

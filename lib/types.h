@@ -39,6 +39,7 @@ typedef struct ideft_buf {
  * edge bit(s) == s is the first or the last slot of a free extent: entries of other slots are
  *                stale and never read.
  * live + free == capacity;  live == sum of span lengths;  no two free extents adjoin. */
+#define IDEFT_LONG_RUN 64u /* slots: as fast to read as any longer one */
 #define IDEFT_FREE 0x80000000u
 #define IDEFT_BINS 128 /* 32 powers of two, 4 steps each (TLSF, Masmano et al., ECRTS 2004) */
 

@@ -25,7 +25,7 @@ deft_man3_aliases = \
 	man/deft_tree_first_child.3 man/deft_tree_next.3 man/deft_tree_next_sibling.3 \
 	man/deft_tree_parent.3 man/deft_tree_path_len.3 man/deft_tree_path_tokens.3 \
 	man/deft_tree_set_user.3 man/deft_tree_user.3 \
-	man/deft_tree_commit.3 man/deft_tree_merge.3 \
+	man/deft_tree_commit.3 man/deft_tree_defrag.3 man/deft_tree_merge.3 \
 	man/deft_tree_find.3
 
 man3_MANS = $(deft_man3_pages) $(deft_man3_aliases)

@@ -41,7 +41,8 @@ typedef struct totals {
     double device_ms, wall_s, gap_ms, plan_us, floor_ms, products_ms, limit_ms, prefill_s;
     double unique, logical, unfused; /* bytes */
     double parts[3];                 /* seconds of products, attention, rest in the middle of a search */
-    double used_gib, moved_mib;      /* device memory at the end; how much of it came after the start */
+    double used_gib, moved_mib;      /* device memory at the end; how much of it came after the start, */
+    double own_gib;                  /* without this: graphs of parts, captured to measure them */
     double difference;               /* of log probabilities from those of the first mode */
     double *ms;                      /* [steps] */
     uint32_t *step_rows;
@@ -85,18 +86,31 @@ static void check(replay_t *r, int status)
 
 /* ---- a step -------------------------------------------------------------------------------------- */
 
-/* Time products alone once for each number of rows; the search waits for it. */
-static void measure_products(replay_t *r, long iteration)
+static double used_gib(void)
+{
+    size_t left, total;
+    if (cudaMemGetInfo(&left, &total) != cudaSuccess)
+        bench_die("cudaMemGetInfo failed");
+    return (double)(total - left) / (1 << 30);
+}
+
+/* Time products alone once for each number of rows, and all parts in the middle; the search waits for it. */
+static void measure_parts(replay_t *r, long iteration)
 {
     const unsigned part[3] = { ENGINE_PRODUCTS, ENGINE_ATTENTION, ENGINE_REST };
     const double start = bench_now();
+    const int middle = iteration == r->middle && r->sum.parts[0] == 0;
     double s;
+    if (r->products[r->rows] != 0 && !middle)
+        return;
+    const double used = used_gib();
     if (r->products[r->rows] == 0) {
         check(r, engine_time_parts(r->e, ENGINE_PRODUCTS, 5, &s));
         r->products[r->rows] = 1e3 * s;
     }
-    for (int i = 0; i < 3 && iteration == r->middle && r->sum.parts[i] == 0; i++)
+    for (int i = 0; i < 3 && middle; i++)
         check(r, engine_time_parts(r->e, part[i], 9, &r->sum.parts[i]));
+    r->sum.own_gib += used_gib() - used;
     r->paused_s += bench_now() - start;
 }
 
@@ -185,7 +199,7 @@ static void decode_step(replay_t *r, long iteration)
     const uint64_t index = engine_times(r->e)->steps;
     const int turn = (int)(index % 2);
     const engine_output_t out = { .n = ENGINE_ALL, .k = TOP, .top = r->top[turn] };
-    measure_products(r, iteration);
+    measure_parts(r, iteration);
     check(r, engine_submit(r->e, NULL, 0, 0, &out));
     if (index >= 2) /* those of this step come into their place later */
         take_candidates(r, turn, index - 2);
@@ -495,14 +509,6 @@ static void replay_drafts(replay_t *r)
 
 /* ---- a mode ---- */
 
-static double used_gib(void)
-{
-    size_t left, total;
-    if (cudaMemGetInfo(&left, &total) != cudaSuccess)
-        bench_die("cudaMemGetInfo failed");
-    return (double)(total - left) / (1 << 30);
-}
-
 static int open_engine(replay_t *r, const searches_t *all)
 {
     const replay_options_t *o = r->o;
@@ -585,13 +591,15 @@ static int run_mode(const replay_options_t *o, const searches_t *all, int mode, 
         make_values(r);
     if (mode == UNFUSED)
         r->unfused = unfused_create(r->e, o->type == DEFT_BF16, r->batch, all->live);
+    else
+        check(r, engine_prepare(r->e, all->rows, TOP));
     const double before = used_gib();
     for (size_t i = 0; i < all->n; i++)
         replay_search(r, &all->list[i]);
     if (o->spec)
         replay_drafts(r);
     r->sum.used_gib = used_gib();
-    r->sum.moved_mib = (r->sum.used_gib - before) * 1024;
+    r->sum.moved_mib = (r->sum.used_gib - before - r->sum.own_gib) * 1024;
     print_mode(r);
     if (o->curve) {
         FILE *file = fopen(o->curve, says ? "w" : "a");

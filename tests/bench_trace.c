@@ -228,6 +228,7 @@ static void accept_draft(trace_tree_t *t, draft_t *d, long iteration, long accep
     if (last != 0)
         BENCH_CHECK(t->ctx, deft_tree_truncate(t->tree, d->node[last], d->at[last]));
     BENCH_CHECK(t->ctx, deft_tree_merge(t->tree, d->node[last], &d->node[0]));
+    BENCH_CHECK(t->ctx, deft_tree_defrag(t->tree, d->node[0]));
 }
 
 static void replay_record(trace_tree_t *t, draft_t *d, const char *line, size_t prompt, long steps)

@@ -299,10 +299,15 @@ static void bounds(void)
     T_STATUS(deft_cuda_replayed(step), DEFT_ERR_STATE); /* what was captured is void */
     deft_step_abandon(step);
 
-    /* a plan is uploaded for every step, so not in a capture */
+    /* a plan is uploaded for every step, and tokens are moved once, so not in a capture */
     cudaGraph_t graph;
+    stree_t *apart[2] = { world_tree(p.w), world_tree(p.w) };
+    for (int i = 0; i < 4; i++) {
+        T_OK(s_append(p.w, apart[i % 2], apart[i % 2]->root, 1, NULL));
+    }
     GPU(cudaStreamBeginCapture(p.stream, cudaStreamCaptureModeThreadLocal));
     T_STATUS(deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_STATE);
+    T_UNCHANGED(p.w->ctx, trees, 1, deft_tree_defrag(apart[0]->tree, apart[0]->root->h), DEFT_ERR_STATE, DEFT_ERR_STATE);
     GPU(cudaStreamEndCapture(p.stream, &graph));
     GPU(cudaGraphDestroy(graph));
     GPU(cudaGraphExecDestroy(exec));

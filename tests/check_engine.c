@@ -186,6 +186,7 @@ START_TEST(test_speculation_changes_nothing)
     size_t accepted = 0;
 
     open_model(2048);
+    ck_assert_msg(engine_prepare(e, 32, 1) == 0, "%s", engine_error(e));
     for (size_t i = 0; i < 8; i++) {
         speculate_options_t o = { .tokens = t_scale() < 0.1 ? 8 : 40, .sampler = { .state = i, .temperature = i < 4 ? 0 : 0.7f } };
         speculate_result_t r[2];

@@ -51,14 +51,20 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
 {
     const ideft_cuda_row_t *rows = (const ideft_cuda_row_t *)(rec + 1);
     uint32_t used = 0;
+    bool dense = true;
 
     T_CHECK(c->count <= IDEFT_TILE_COPIES, "%u copies", c->count);
     for (uint32_t i = 0; i < c->count; i++) {
+        dense &= c[i].slot == c->slot + used;
         T_CHECK((c[i].at & ~IDEFT_STREAM) == used && (c[i].n > 0 || c->used == 0), "copy %u begins at %u, not %u", i, c[i].at, used);
         T_CHECK(i == 0 || c[i].count == 0, "a tile begins inside another");
         used += c[i].n;
     }
     T_CHECK(used == c->used && used <= IDEFT_TILE, "%u columns of %u", used, c->used);
+    for (uint32_t i = 0; i < c->count; i++) {
+        T_CHECK(used == 0 || dense == ((c[i].flags & IDEFT_DENSE) != 0), "copy %u of a tile whose slots%s adjoin", i,
+                dense ? "" : " do not");
+    }
     for (uint32_t w = 0; w < 2; w++) {
         uint32_t from, to;
         bool any = false, all = c->used == IDEFT_TILE;

@@ -422,6 +422,92 @@ START_TEST(test_attn_shared_prefix_outlives_its_tree)
 }
 END_TEST
 
+/* ---- accepted drafts ---- */
+
+static size_t n_runs(const stree_t *t, const snode_t *node)
+{
+    deft_node_info_t info = { .struct_size = sizeof(info) };
+
+    T_OK(deft_tree_node(t->tree, node->h, &info));
+    return info.n_runs;
+}
+
+/* A draft below `end`, of which a branch of 1 to 5 tokens is accepted; returns the new end. */
+static snode_t *speculate(world_t *w, stree_t *t, snode_t *end, rng_t *rng, const cell_t *cell)
+{
+    play_t play = { .w = w, .max_trees = 1, .max_nodes = 40, .max_len = 40, .id_range = 9, .rng = *rng };
+    snode_t *last = end;
+    s_err_t err = { 0 };
+    sstep_t ss;
+
+    play_append(&play, t, end, 1);
+    for (size_t i = 0, depth = 1 + rng_below(rng, 5); i < depth; i++) {
+        T_OK(s_fork(w, t, last, 1 + rng_below(rng, 3)));
+        for (size_t k = 0; k < last->n_kids; k++) {
+            play_append(&play, t, s_kid(last, k), 1 + rng_below(rng, 2));
+        }
+        last = s_kid(last, rng_below(rng, last->n_kids));
+    }
+    world_step(w, NULL, 0, 0, S_FUSED, &ss);
+    world_compare(w, &ss, 0, &err);
+    T_CHECK(s_err_norm(&err) < tolerance(w), "cell %zu: error %g", cell->index, s_err_norm(&err));
+    sstep_free(&ss);
+    *rng = play.rng;
+    T_OK(s_commit(w, t, last, DEFT_COMMIT_PATH));
+    end = NULL;
+    T_OK(s_merge(w, t, last, &end));
+    return end;
+}
+
+/* Two texts grow by drafts in one pool. One is defragmented after each step and stays in few runs; the
+ * results of both are right all the time. */
+static void cell_drafts(const cell_t *cell)
+{
+    world_t *w = world_new(&cell->cfg, cell->seed, true);
+    play_t play = { .w = w, .max_trees = 2, .max_nodes = 40, .max_len = 40, .id_range = 9 };
+    stree_t *t[2], *copy = NULL;
+    snode_t *end[2];
+    size_t most[2] = { 0, 0 };
+
+    rng_init(&play.rng, t_mix(cell->seed, cell->index));
+    for (int i = 0; i < 2; i++) {
+        t[i] = world_tree(w);
+        play_append(&play, t[i], t[i]->root, 30 + rng_below(&play.rng, 60));
+        end[i] = t[i]->root;
+    }
+    for (size_t step = 0; step < 8; step++) {
+        for (int i = 0; i < 2; i++) {
+            end[i] = speculate(w, t[i], end[i], &play.rng, cell);
+            if (i == 0) {
+                T_OK(s_defrag(w, t[i], end[i]));
+                world_verify(w);
+            }
+            most[i] = n_runs(t[i], end[i]) > most[i] ? n_runs(t[i], end[i]) : most[i];
+        }
+    }
+    T_CHECK(most[0] <= 3 && most[1] > most[0], "%zu runs, %zu without deft_tree_defrag()", most[0], most[1]);
+    if (cell->index % 2 == 0) { /* what another tree owns stays where it is */
+        const size_t before = n_runs(t[1], end[1]);
+
+        T_OK(world_share(w, t[1], end[1], &copy));
+        T_OK(s_defrag(w, t[1], end[1]));
+        T_CHECK(n_runs(t[1], end[1]) == before, "shared runs were moved");
+    } else {
+        T_OK(s_append(w, t[1], end[1], 3, NULL)); /* not computed yet: slots alone */
+        T_OK(s_defrag(w, t[1], end[1]));
+        T_CHECK(n_runs(t[1], end[1]) < most[1], "%zu runs", n_runs(t[1], end[1]));
+    }
+    world_verify(w);
+    speculate(w, t[1], end[1], &play.rng, cell);
+    world_free(w);
+}
+
+START_TEST(test_attn_accepted_drafts_lie_together)
+{
+    grid(cell_drafts);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -432,6 +518,7 @@ int main(void)
         test_attn_nan_touches_only_rows_that_see_it,
         test_attn_freed_slots_are_never_seen,
         test_attn_shared_prefix_outlives_its_tree,
+        test_attn_accepted_drafts_lie_together,
     };
 
     return suite_run("props", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));

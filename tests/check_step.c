@@ -136,6 +136,7 @@ START_TEST(test_step_open_refuses_mutators)
         REFUSED(deft_tree_truncate(on->tree, i == 0 ? s_kid(a, 1)->h : node, 0), DEFT_ERR_BUSY);
         REFUSED(deft_tree_commit(on->tree, node, 0), DEFT_ERR_BUSY);
         REFUSED(deft_tree_merge(on->tree, node, &out), DEFT_ERR_BUSY);
+        REFUSED(deft_tree_defrag(on->tree, node), DEFT_ERR_BUSY);
         REFUSED(deft_tree_share(on->tree, node, &tree), DEFT_ERR_BUSY);
     }
     REFUSED(deft_tree_create(w->ctx, &tree), DEFT_ERR_BUSY);

@@ -386,6 +386,76 @@ START_TEST(test_tree_merge_refuses)
 }
 END_TEST
 
+/* Slots of two nodes that grow by turns, without room to grow in place. */
+static void interleave(snode_t *a, snode_t *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        T_OK(s_append(w, t, a, 1, NULL));
+        T_OK(s_append(w, t, b, 1, NULL));
+    }
+}
+
+static size_t runs_of(const snode_t *node)
+{
+    deft_node_info_t info = { .struct_size = sizeof(info) };
+
+    T_OK(deft_tree_node(t->tree, node->h, &info));
+    return info.n_runs;
+}
+
+START_TEST(test_tree_defrag_joins_short_runs)
+{
+    const size_t pool = world_info(w).pool_tokens;
+    static int32_t ids[40], back[40];
+    snode_t *a, *b, *end = NULL;
+
+    T_OK(s_append(w, t, t->root, 70, NULL));
+    T_OK(s_fork(w, t, t->root, 40));
+    a = s_kid(t->root, 0);
+    for (size_t i = 0; i < 40; i++) { /* a chain of one-token nodes, with others between */
+        ids[i] = (int32_t)(1000 + i);
+        T_OK(s_append(w, t, a, 1, &ids[i]));
+        T_OK(s_append(w, t2, t2->root, 1, NULL));
+        T_OK(s_fork(w, t, a, 1));
+        a = s_kid(a, 0);
+    }
+    compute_all(w);
+    T_OK(s_commit(w, t, a, DEFT_COMMIT_PATH));
+    T_OK(s_merge(w, t, a, &end));
+    ck_assert_ptr_eq(end, t->root);
+    ck_assert_uint_gt(runs_of(end), 2);
+    T_OK(s_defrag(w, t, end));
+    ck_assert_uint_le(runs_of(end), 2);
+    T_OK(deft_tree_path_tokens(t->tree, end->h, 40, back));
+    ck_assert_mem_eq(ids, back, sizeof(ids));
+    T_OK(s_defrag(w, t, end)); /* nothing more to gain */
+    ck_assert_uint_le(runs_of(end), 2);
+    world_verify(w);
+    /* a full pool: what there is is put in order */
+    T_OK(s_truncate(w, t2, t2->root, 0));
+    T_OK(s_fork(w, t, end, 2));
+    a = s_kid(end, 0);
+    b = s_kid(end, 1);
+    interleave(a, b, (pool - world_info(w).live_tokens) / 2);
+    T_OK(s_defrag(w, t, a));
+    T_OK(s_defrag(w, t, b));
+    T_OK(s_defrag(w, t, end)); /* it has children: they stay */
+    ck_assert_uint_eq(end->n_kids, 2);
+    world_verify(w);
+}
+END_TEST
+
+START_TEST(test_tree_defrag_refuses)
+{
+    plant();
+    REFUSED(deft_tree_defrag(t->tree, t2->root->h), DEFT_ERR_FOREIGN);
+    REFUSED(deft_tree_defrag(t->tree, DEFT_NODE_NONE), DEFT_ERR_STALE);
+    ck_assert_int_eq(deft_tree_defrag(NULL, t->root->h), DEFT_ERR_INVAL);
+    T_OK(s_fork(w, t2, t2->root, 1)); /* of no tokens: nothing to do */
+    T_OK(s_defrag(w, t2, s_kid(t2->root, 0)));
+}
+END_TEST
+
 START_TEST(test_tree_share_holds_the_prefix)
 {
     stree_t *copies[3] = { 0 };
@@ -467,6 +537,8 @@ int main(void)
         test_tree_merge_joins_chains,
         test_tree_merge_keeps_uncomputed_tokens,
         test_tree_merge_refuses,
+        test_tree_defrag_joins_short_runs,
+        test_tree_defrag_refuses,
         test_tree_share_holds_the_prefix,
         test_tree_share_refuses,
         test_tree_share_of_an_empty_path,

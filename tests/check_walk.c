@@ -29,6 +29,7 @@ START_TEST(test_tree_prune_makes_handles_stale)
         REFUSED(deft_tree_truncate(t->tree, gone[i], 0), DEFT_ERR_STALE);
         REFUSED(deft_tree_commit(t->tree, gone[i], 0), DEFT_ERR_STALE);
         REFUSED(deft_tree_merge(t->tree, gone[i], &out), DEFT_ERR_STALE);
+        REFUSED(deft_tree_defrag(t->tree, gone[i]), DEFT_ERR_STALE);
         REFUSED(deft_tree_share(t->tree, gone[i], &tree), DEFT_ERR_STALE);
         REFUSED(deft_tree_set_user(t->tree, gone[i], &id), DEFT_ERR_STALE);
         REFUSED(deft_tree_node(t->tree, gone[i], &info), DEFT_ERR_STALE);

@@ -137,7 +137,7 @@ static deft_status_t op_append(machine_t *m)
 
 static deft_status_t op_remove(machine_t *m)
 {
-    const unsigned pick = take(m) % 5;
+    const unsigned pick = take(m) % 6;
     deft_tree_t *tree;
     const deft_node_t node = any_node(m, &tree);
     deft_node_t end = 0;
@@ -154,6 +154,8 @@ static deft_status_t op_remove(machine_t *m)
         status = deft_tree_merge(tree, node, &end);
         note(m, end);
         return status;
+    case 4:
+        return deft_tree_defrag(tree, node);
     default:
         return deft_tree_set_user(tree, node, m);
     }

@@ -160,6 +160,22 @@ static deft_status_t call_merge(stage_t *s)
     return deft_tree_merge(s->t2->tree, s->node->h, &end);
 }
 
+/* One node with 300 runs. */
+static void prepare_merged(stage_t *s)
+{
+    snode_t *end = NULL;
+
+    prepare_chain(s);
+    compute(s->w);
+    T_OK(s_merge(s->w, s->t2, s->node, &end));
+    s->node = end;
+}
+
+static deft_status_t call_defrag(stage_t *s)
+{
+    return deft_tree_defrag(s->t2->tree, s->node->h);
+}
+
 static deft_status_t call_find(stage_t *s)
 {
     static const int32_t ids[] = { 1, 2, 3, 4, 0, 1, 2, 3, 4 };
@@ -222,6 +238,7 @@ static const scene_t scenes[] = {
     { "truncate shared", prepare_shared, call_truncate, true },
     { "share", prepare_computed, call_share, true },
     { "merge", prepare_chain, call_merge, true },
+    { "defrag", prepare_merged, call_defrag, true },
     { "find", prepare_tree, call_find, true },
     { "print", prepare_tree, call_print, true },
     { "check", prepare_tree, call_check, true },

@@ -231,6 +231,7 @@ void play_mutate(play_t *play)
     } else if (pick < 17) {
         node = NULL;
         T_OK(s_merge(w, t, play_node(play, t), &node));
+        T_OK(s_defrag(w, t, rng_chance(&play->rng, 0.5) ? node : play_node(play, t)));
     } else if (pick < 19) {
         mutate_share(play, t);
     } else {

@@ -490,6 +490,12 @@ deft_status_t s_merge(world_t *w, stree_t *t, snode_t *node, snode_t **node_p)
     return w_checked(w, t, status);
 }
 
+/* Nothing that the shadow knows changes. */
+deft_status_t s_defrag(world_t *w, stree_t *t, snode_t *node)
+{
+    return w_checked(w, t, deft_tree_defrag(t->tree, node->h));
+}
+
 deft_status_t s_set_user(world_t *w, stree_t *t, snode_t *node, void *user)
 {
     const deft_status_t status = deft_tree_set_user(t->tree, node->h, user);

@@ -75,6 +75,7 @@ deft_status_t s_prune(world_t *w, stree_t *t, snode_t *node);
 deft_status_t s_truncate(world_t *w, stree_t *t, snode_t *node, size_t n);
 deft_status_t s_commit(world_t *w, stree_t *t, snode_t *node, uint64_t flags);
 deft_status_t s_merge(world_t *w, stree_t *t, snode_t *node, snode_t **node_p);
+deft_status_t s_defrag(world_t *w, stree_t *t, snode_t *node);
 deft_status_t s_set_user(world_t *w, stree_t *t, snode_t *node, void *user);
 
 snode_t *s_kid(const snode_t *node, size_t i);

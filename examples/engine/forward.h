@@ -21,6 +21,8 @@ typedef struct forward_ops {
     int (*wait)(engine_t *e);
     /* A step's plan did not fit: make room for more. NULL: it always does. */
     int (*grow)(engine_t *e);
+    /* engine_prepare(); may be NULL */
+    int (*prepare)(engine_t *e, size_t rows, size_t k);
 } forward_ops_t;
 
 extern const forward_ops_t forward_cpu;

@@ -459,6 +459,8 @@ static int multiply(engine_t *e, int kind, uint32_t l, uint32_t size)
 
 /* ---- a pass ---- */
 
+enum { WHOLE = ENGINE_PRODUCTS | ENGINE_ATTENTION | ENGINE_REST };
+
 static int attend(engine_t *e, deft_step_t *step, uint32_t l)
 {
     struct forward *f = e->fw;
@@ -545,6 +547,7 @@ static int capture(engine_t *e, deft_step_t *step, graph_t *g)
     const cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
     (void)cudaGraphDestroy(graph);
     TRY(e, made);
+    TRY(e, cudaGraphUpload(g->exec, f->stream)); /* what it takes of the device it takes now */
     return 0;
 }
 
@@ -668,7 +671,7 @@ static int cuda_run(engine_t *e, deft_step_t *step, const engine_output_t *out)
     s->first = e->times.steps == 0 || f->interrupted;
     f->interrupted = 0;
     const uint64_t name = f->other.begin ? f->other.begin(f->other.arg, step) : 0;
-    if (graph_for(e, step, n, out, ENGINE_PRODUCTS | ENGINE_ATTENTION | ENGINE_REST, name, &exec) != 0)
+    if (graph_for(e, step, n, out, WHOLE, name, &exec) != 0)
         return -1;
     TRY(e, cudaEventRecord(s->begin, f->stream));
     if (ask(e, s, out) != 0)
@@ -680,6 +683,45 @@ static int cuda_run(engine_t *e, deft_step_t *step, const engine_output_t *out)
     TRY(e, cudaEventRecord(s->end, f->stream));
     f->n_pending++;
     return 0;
+}
+
+/* A pass is captured without regard to the plan: any open step will do. */
+static int prepare_with(engine_t *e, deft_step_t *step, size_t rows, size_t k)
+{
+    struct forward *f = e->fw;
+    const uint32_t last = size_index(rows < f->max_rows ? rows : f->max_rows);
+    const engine_output_t none = { 0 };
+    cudaGraphExec_t exec;
+
+    for (uint32_t i = 0; i <= last; i++) {
+        const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs, .k = k };
+        if (graph_for(e, step, sizes[i], &out, WHOLE, 0, &exec) != 0 || graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0)
+            return -1;
+    }
+    return graph_for(e, step, f->max_rows, &none, WHOLE, 0, &exec);
+}
+
+static int cuda_prepare(engine_t *e, size_t rows, size_t k)
+{
+    const int32_t id = 0;
+    deft_tree_t *tree;
+    deft_step_t *step;
+    int status = -1;
+
+    if (k > ENGINE_TOP || k > e->g.vocab)
+        return FAIL(e, "%zu candidates of %u, and at most %d", k, e->g.vocab, ENGINE_TOP);
+    if (cuda_wait(e) != 0)
+        return -1;
+    TRY_DEFT(e, deft_tree_create(e->ctx, &tree));
+    const deft_rows_t row = { tree, deft_tree_root(tree), 1 };
+    if (deft_tree_append(tree, row.node, 1, &id) != DEFT_OK || deft_step_begin(e->ctx, &row, 1, 0, &step) != DEFT_OK) {
+        (void)FAIL(e, "%s", deft_last_error(e->ctx));
+    } else {
+        status = prepare_with(e, step, rows, k);
+        deft_step_abandon(step);
+    }
+    deft_tree_destroy(tree);
+    return status;
 }
 
 /* ---- opening ---- */
@@ -807,7 +849,7 @@ static void cuda_close(engine_t *e)
 }
 
 const forward_ops_t forward_cuda = { .open = cuda_open, .close = cuda_close, .run = cuda_run, .wait = cuda_wait,
-                                     .grow = cuda_grow };
+                                     .grow = cuda_grow, .prepare = cuda_prepare };
 
 /* ---- measuring ---- */
 

@@ -388,6 +388,11 @@ int engine_step(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t fl
     return engine_submit(e, rows, n_rows, flags, out) == 0 ? engine_wait(e) : -1;
 }
 
+int engine_prepare(engine_t *e, size_t rows, size_t k)
+{
+    return e->ops->prepare ? e->ops->prepare(e, rows, k) : 0;
+}
+
 int engine_prefill(engine_t *e, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,
                    size_t n, size_t batch, const engine_output_t *out)
 {

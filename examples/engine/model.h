@@ -97,6 +97,11 @@ int engine_submit(engine_t *engine, const deft_rows_t *rows, size_t n_rows, uint
                   const engine_output_t *out);
 int engine_wait(engine_t *engine);
 
+/* CUDA: choose the products and capture the graphs of steps of 1 to `rows` rows whose k best candidates
+ * are wanted, and of batches of a prompt, so that such a step allocates nothing and none takes longer
+ * than the next. Needs a free slot of the pool. 0, or -1. */
+int engine_prepare(engine_t *engine, size_t rows, size_t k);
+
 /* Append n tokens to a node and compute them in batches of `batch` rows (0: 256, on CUDA max_rows).
  * out: of the last row (n 1, which NULL), or NULL. 0, or -1 (the node is as it was; n 0 is refused). */
 int engine_prefill(engine_t *engine, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,

@@ -73,8 +73,9 @@ DEFT_API deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t node, siz
  *  DEFT_ERR_BUSY. Cost: O(nodes removed and their runs). */
 DEFT_API deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t node);
 
-/** Cut @p node back to its first @p n tokens (a rejected draft). Never allocates. @return DEFT_OK; DEFT_ERR_INVAL (n beyond the length); DEFT_ERR_STATE (the node has
- *  children); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(runs removed). */
+/** Cut @p node back to its first @p n tokens (a rejected draft). Never allocates.
+ *  @return DEFT_OK; DEFT_ERR_INVAL (n beyond the length); DEFT_ERR_STATE (the node has children);
+ *  DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(runs removed). */
 DEFT_API deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t node, size_t n);
 
 #define DEFT_COMMIT_PATH UINT64_C(0)    /**< what is below the node goes too (an accepted draft) */
@@ -92,6 +93,16 @@ DEFT_API deft_status_t deft_tree_commit(deft_tree_t *tree, deft_node_t node, uin
  *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM (unchanged).
  *  Cost: O(path + runs moved). */
 DEFT_API deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t node, deft_node_t *node_p);
+
+/** Move the short runs at the end of a node (fewer than 64 slots each, 128 tokens at most, none that
+ *  another tree owns too) into as few runs as free slots allow, KV and all. What is read in one run is
+ *  read faster: an accepted draft leaves runs of a token or two, which are joined after
+ *  deft_tree_merge(). Handles stay valid and results do not change; where nothing can be joined,
+ *  nothing is done. The KV moves in the context's stream, after the steps that were ended before.
+ *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM and DEFT_ERR_STATE
+ *  (the stream is being captured): unchanged; DEFT_ERR_DEVICE: the context is lost.
+ *  Cost: O(tokens moved), and their KV of all layers read and written once. */
+DEFT_API deft_status_t deft_tree_defrag(deft_tree_t *tree, deft_node_t node);
 
 /** Make a new tree whose root holds the path of @p node, shared by reference: the KV lives as long
  *  as either tree needs it. The new root counts as computed as far as the path is.
