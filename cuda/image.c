@@ -15,7 +15,7 @@ typedef struct builder {
     uint32_t n_records;
     ideft_cuda_copy_t *copies;
     uint32_t n_copies;
-    uint64_t n_read; /* tokens of all records */
+    uint64_t n_read; /* tokens of the narrow records */
     /* the record that is being made */
     ideft_cuda_record_t *rec;
     uint32_t row_begin, row_end;
@@ -78,6 +78,12 @@ void ideft_image_bound_of_any(const ideft_geom_t *g, uint32_t n_sm, size_t pool_
 static bool by_tiles(const builder_t *b)
 {
     return b->rec->share % 4 == IDEFT_SHARE_TILES || b->rec->share % 4 == IDEFT_SHARE_TOKENS;
+}
+
+/* Is reading all of the record's work? */
+static bool is_narrow(const builder_t *b)
+{
+    return b->rec->n_rows * b->g->G <= IDEFT_NARROW_ROWS;
 }
 
 /* Matrix rows of each warpgroup as query rows. */
@@ -182,7 +188,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     b->copies[first].flags = (uint8_t)(IDEFT_MINE * mine | (flags & IDEFT_MASK * mine));
     for (uint32_t i = first; i < b->n_copies; i++)
         b->copies[i].flags |= (uint8_t)dense;
-    b->n_read += used;
+    b->n_read += is_narrow(b) ? used : 0;
     b->last = first;
     for (uint32_t w = 0; w < 2; w++)
         b->final[w] = mine >> w & 1 ? first : b->final[w];
@@ -225,7 +231,7 @@ static uint32_t share_of(const builder_t *b, uint32_t matrix_rows)
 {
     if (matrix_rows > 64)
         return IDEFT_SHARE_ROWS;
-    return matrix_rows <= IDEFT_NARROW_ROWS && b->g->D <= IDEFT_NARROW_DIM && b->plan->flags == 0 ? IDEFT_SHARE_TOKENS
+    return is_narrow(b) && b->g->D <= IDEFT_NARROW_DIM && b->plan->flags == 0 ? IDEFT_SHARE_TOKENS
                                                                                                   : IDEFT_SHARE_TILES;
 }
 

@@ -160,13 +160,20 @@ static deft_status_t call_merge(stage_t *s)
     return deft_tree_merge(s->t2->tree, s->node->h, &end);
 }
 
-/* One node with 300 runs. */
-static void prepare_merged(stage_t *s)
+/* A node that ends in three short runs, where a branch was between them. */
+static void prepare_runs(stage_t *s)
 {
     snode_t *end = NULL;
 
-    prepare_chain(s);
-    compute(s->w);
+    prepare_tree(s);
+    s->node = s->t2->root;
+    for (size_t i = 0; i < 3; i++) {
+        T_OK(s_fork(s->w, s->t2, s->node, 2));
+        T_OK(s_append(s->w, s->t2, s_kid(s->node, 0), 20, NULL));
+        T_OK(s_append(s->w, s->t2, s_kid(s->node, 1), 1, NULL));
+        s->node = s_kid(s->node, 0);
+    }
+    T_OK(s_commit(s->w, s->t2, s->node, DEFT_COMMIT_PATH));
     T_OK(s_merge(s->w, s->t2, s->node, &end));
     s->node = end;
 }
@@ -238,7 +245,7 @@ static const scene_t scenes[] = {
     { "truncate shared", prepare_shared, call_truncate, true },
     { "share", prepare_computed, call_share, true },
     { "merge", prepare_chain, call_merge, true },
-    { "defrag", prepare_merged, call_defrag, true },
+    { "defrag", prepare_runs, call_defrag, true },
     { "find", prepare_tree, call_find, true },
     { "print", prepare_tree, call_print, true },
     { "check", prepare_tree, call_check, true },

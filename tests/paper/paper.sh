@@ -6,15 +6,15 @@
 #
 # TRACES: the folder with sorting128.trace, docmerge.trace, APPS_tree_size32.spec and _size64.spec of the
 # paper's data set. OUT gets one line of JSON a run (results.json), the time of every step of one search
-# (curve.txt) and the machine (machine.txt). PART: fewshot, drafts, traces, scaling, twice; all of them
-# if none is named, about 20 minutes on an H200. Then, where gnuplot is:
+# (curve.txt) and the machine (machine.txt). PART: fewshot, drafts, sorting, docmerge, traces8b, scaling,
+# twice; all of them if none is named, about 20 minutes on an H200. Then, where gnuplot is:
 #
 #     python3 tests/paper/report.py OUT        tables (results.md) and plots (SVG and PNG)
 set -eu
 test $# -ge 2 || { sed -n '3,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 traces=$1 out=$2
 shift 2
-test $# -gt 0 || set -- fewshot drafts traces traces8b scaling twice
+test $# -gt 0 || set -- fewshot drafts sorting docmerge traces8b scaling twice
 bench=${DEFT_BENCH:-./deft_bench}
 mkdir -p "$out"
 
@@ -47,17 +47,21 @@ drafts() {
     done
 }
 
-# Whole trees, drawn by a seed, no step left out.
-traces() {
-    replay --geometry llama2-7b --trace "$traces/sorting128.trace" --trees 3 --name sorting \
-        --mode auto --mode sequence --mode copies --mode unfused --curve "$out/curve.txt"
-    replay --geometry llama2-7b --trace "$traces/docmerge.trace" --trees 3 --name docmerge \
-        --mode auto --mode sequence --mode copies --mode unfused
+# Whole trees, drawn by a seed, no step left out; the first of them by unfused attention too.
+sorting() { trace sorting sorting128 --curve "$out/curve.txt"; }
+docmerge() { trace docmerge docmerge; }
+trace() {
+    name=$1 file=$2
+    shift 2
+    replay --geometry llama2-7b --trace "$traces/$file.trace" --trees 3 --name "$name" \
+        --mode auto --mode sequence --mode copies "$@"
+    replay --geometry llama2-7b --trace "$traces/$file.trace" --trees 1 --name "$name, 1 tree" \
+        --mode auto --mode unfused
 }
 
 traces8b() {
-    for trace in sorting128 docmerge; do
-        replay --geometry llama3-8b --trace "$traces/$trace.trace" --trees 1 --name "$trace, 1 tree" \
+    for file in sorting128 docmerge; do
+        replay --geometry llama3-8b --trace "$traces/$file.trace" --trees 1 --name "${file%128}, 1 tree" \
             --mode auto --mode sequence --mode copies --mode unfused
     done
 }
