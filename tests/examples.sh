@@ -112,6 +112,11 @@ run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 
 head -n 1 "$work/out" >"$work/plain"
 run 0 speculative -m "$model" --device cpu --raw -p "24=4,9,10,13;" --tokens 24 --draft 8
 head -n 1 "$work/out" | cmp -s - "$work/plain" || fail "speculation changed the text"
+printf '24=4,9,10,13;\n\n24=1,2,3,4;\n' >"$work/prompts"
+run 0 speculative -m "$model" --device cpu --raw -p "@$work/prompts" --tokens 24 --draft 8
+head -n 2 "$work/out" | tail -n 1 | cmp -s - "$work/plain" || fail "a prompt of a file has another text"
+grep -q "^> 24=1,2,3,4;" "$work/out" || fail "the second prompt of a file is missing"
+run 1 speculative -m "$model" --device cpu -p "@$work/missing"
 run 0 best_of_n -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 100 --tokens 24
 grep -q "^most end with [0-9]*: " "$work/out" || fail "a hundred samples end with nothing"
 run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12

@@ -693,12 +693,14 @@ static int prepare_with(engine_t *e, deft_step_t *step, size_t rows, size_t k)
     const engine_output_t none = { 0 };
     cudaGraphExec_t exec;
 
-    for (uint32_t i = 0; i <= last; i++) {
+    for (uint32_t i = 0; i < N_SIZES && sizes[i] <= f->max_rows; i++) {
         const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs, .k = k };
-        if (graph_for(e, step, sizes[i], &out, WHOLE, 0, &exec) != 0 || graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0)
+        if (i <= last && graph_for(e, step, sizes[i], &out, WHOLE, 0, &exec) != 0)
+            return -1;
+        if (graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0)
             return -1;
     }
-    return graph_for(e, step, f->max_rows, &none, WHOLE, 0, &exec);
+    return 0;
 }
 
 static int cuda_prepare(engine_t *e, size_t rows, size_t k)
