@@ -7,9 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int token(const thinker_t *t, const char *text)
+static int32_t token(const thinker_t *t, const char *text)
 {
     return tokenizer_find(engine_tokenizer(job_engine(t->job)), text, strlen(text));
+}
+
+static const struct {
+    const char *text;
+    double value;
+} words[] = { { "sure", 20 }, { "likely", 1 }, { "impossible", 0.001 } };
+
+static void find_tokens(thinker_t *t)
+{
+    t->end = token(t, ";");
+    t->ask = token(t, "?");
+    for (size_t w = 0; w < 3; w++)
+        t->words[w] = token(t, words[w].text);
 }
 
 /* ---- room ---- */
@@ -105,7 +118,7 @@ static void extend(thinker_t *t, proposal_t *p)
 
     for (size_t i = 0; i < THOUGHTS_TOP; i++)
         p->to.logprob += p->to.top[i].id == id ? (double)p->to.top[i].logprob : 0;
-    p->done = id == token(t, ";");
+    p->done = id == t->end;
     p->alive = !tokenizer_is_eog(tok, id) && tokenizer_decode(tok, &id, 1, 0, piece, sizeof(piece)) < sizeof(piece) &&
                at + strlen(piece) + 1 < sizeof(p->line);
     if (p->alive && !p->done)
@@ -235,18 +248,16 @@ int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t
 /* What the model says when it is asked "?". */
 static double value_of(const thinker_t *t, const candidate_t *top)
 {
-    static const struct { const char *word; double value; } words[] = { { "sure", 20 }, { "likely", 1 }, { "impossible", 0.001 } };
     double value = 0;
 
     for (size_t w = 0; w < 3; w++)
         for (size_t i = 0; i < THOUGHTS_TOP; i++)
-            value += top[i].id == token(t, words[w].word) ? words[w].value * exp((double)top[i].logprob) : 0;
+            value += top[i].id == t->words[w] ? words[w].value * exp((double)top[i].logprob) : 0;
     return value;
 }
 
 int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n)
 {
-    const int32_t question = token(t, "?");
     candidate_t *top = malloc(n * THOUGHTS_TOP * sizeof(*top));
     deft_rows_t *rows = malloc(n * sizeof(*rows));
     size_t *whose = malloc(n * sizeof(*whose)), n_asked = 0, n_rows = 0;
@@ -260,7 +271,7 @@ int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n)
         thoughts_note(t, &list[i]);
         rows[n_asked] = (deft_rows_t){ t->tree, ask, 0 };
         whose[n_asked++] = i;
-        if (append(t, ask, 1, &question) != 0) {
+        if (append(t, ask, 1, &t->ask) != 0) {
             n_asked--;
             (void)deft_tree_prune(t->tree, ask);
         }
@@ -347,6 +358,7 @@ int thoughts_begin(thinker_t *t, job_t *job, const char *problem, position_t *ro
     const char *end;
 
     t->job = job;
+    find_tokens(t);
     (void)snprintf(text, sizeof(text), "%s;", problem);
     if (game_parse(problem, &root->game, &end) != 0 || deft_tree_create(engine_ctx(job_engine(job)), &t->tree) != DEFT_OK)
         return -1;

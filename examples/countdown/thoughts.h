@@ -34,6 +34,7 @@ typedef struct proposal {
 typedef struct thinker {
     job_t *job;
     deft_tree_t *tree;
+    int32_t end, ask, words[3]; /* tokens: ";", "?", and what is said to that */
     sampler_t sampler;
     story_t story;        /* to be freed */
     size_t proposals;     /* made so far */
