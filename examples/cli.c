@@ -36,17 +36,6 @@ int cli_enough(const cli_t *cli, const engine_t *e)
     return cli_interrupted() || (cli->tokens > 0 && engine_times(e)->rows >= cli->tokens);
 }
 
-int cli_progress(void *arg, size_t done, size_t of)
-{
-    (void)arg;
-    if (isatty(STDERR_FILENO)) {
-        int full = (int)(40 * (done + 1) / of);
-        fprintf(stderr, "\r[%.*s%*s] %zu/%zu%s", full, "########################################",
-                40 - full, "", done + 1, of, done + 1 == of ? "\n" : "");
-    }
-    return cli_interrupted();
-}
-
 double cli_seconds(void)
 {
     struct timespec t;
@@ -202,12 +191,96 @@ engine_t *cli_open(const cli_t *cli)
 
 /* ---- text and tree ---- */
 
+/* How nodes are written: by the last tokens of theirs, at most so many. */
+typedef struct label_of {
+    const tokenizer_t *tok;
+    size_t tokens; /* 64 at most */
+} label_of_t;
+
+/* A node's text, with what would break a line escaped. */
+static void label(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf, size_t size)
+{
+    const label_of_t *l = arg;
+    deft_node_info_t info = { .struct_size = sizeof(info) };
+    int32_t ids[64];
+    char text[256];
+    size_t n, at = 0;
+
+    buf[0] = '\0';
+    if (deft_tree_node(tree, node, &info) != DEFT_OK || info.len == 0)
+        return;
+    n = info.len < l->tokens ? info.len : l->tokens;
+    if (deft_tree_path_tokens(tree, node, n, ids) != DEFT_OK)
+        return;
+    (void)tokenizer_decode(l->tok, ids, n, 1, text, sizeof(text));
+    for (const char *p = text; *p && at + 3 < size && at < 120; p++) {
+        if (*p == '\n' || *p == '\t' || *p == '\\' || *p == '"') {
+            buf[at++] = '\\';
+            buf[at++] = *p == '\n' ? 'n' : *p == '\t' ? 't' : *p;
+        } else if ((unsigned char)*p >= ' ') {
+            buf[at++] = *p;
+        }
+    }
+    while (at > 0 && at >= 117 && ((unsigned char)buf[at - 1] & 0x80))
+        at--; /* no half character */
+    buf[at] = '\0';
+}
+
+/* ---- on a terminal ---- */
+
+enum { SHOWN = 16, WIDTH = 79, BAR = 30, EVERY_MS = 100 }; /* lines that wrap could not be drawn over */
+
+/* The search that cli_begin() began. */
+static struct watched {
+    const engine_t *e;
+    const deft_tree_t *tree;
+    double start, drawn; /* when */
+    int lines, column;   /* of the last picture */
+} watched;
+
+/* Lines to stderr, cut at the width; their characters may have several bytes. */
+static int write_narrow(void *arg, const char *text, size_t n)
+{
+    (void)arg;
+    for (size_t i = 0; i < n; i++) {
+        watched.lines += text[i] == '\n';
+        watched.column = text[i] == '\n' ? 0 : watched.column + (((unsigned char)text[i] & 0xc0) != 0x80);
+        if (watched.column <= WIDTH)
+            fputc(text[i], stderr);
+    }
+    return 0;
+}
+
+int cli_progress(void *arg, size_t done, size_t of)
+{
+    const double now = cli_seconds();
+    const int full = (int)(BAR * (done + 1) / of);
+
+    (void)arg;
+    if (watched.tree && isatty(STDERR_FILENO) && (done + 1 == of || now > watched.drawn + 1e-3 * EVERY_MS)) {
+        label_of_t l = { engine_tokenizer(watched.e), 12 };
+        const deft_print_t print = { .struct_size = sizeof(print), .write = write_narrow, .label = label, .label_arg = &l,
+                                     .max_nodes = SHOWN };
+        if (watched.lines > 0)
+            fprintf(stderr, "\x1b[%dA\x1b[J", watched.lines);
+        watched.lines = watched.column = 0;
+        (void)deft_tree_print(watched.tree, &print);
+        fprintf(stderr, "[%.*s%*s] %zu/%zu, %.0f tokens a second\n", full, "##############################", BAR - full, "",
+                done + 1, of, (double)engine_times(watched.e)->rows / (now - watched.start + 1e-9));
+        watched.lines++;
+        watched.drawn = now;
+    }
+    return cli_interrupted();
+}
+
 int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids_p, size_t *n_p)
 {
     if (chat_encode(engine_tokenizer(e), cli->prompt, cli->raw, ids_p, n_p) != 0)
         return cli_fail(cli, "cannot encode the prompt", NULL);
-    if (deft_tree_create(engine_ctx(e), tree_p) == DEFT_OK)
+    if (deft_tree_create(engine_ctx(e), tree_p) == DEFT_OK) {
+        watched = (struct watched){ .e = e, .tree = *tree_p, .start = cli_seconds() };
         return 0;
+    }
     free(*ids_p);
     return cli_fail(cli, "cannot make a tree", deft_last_error(engine_ctx(e)));
 }
@@ -228,7 +301,6 @@ void cli_print_work(const engine_t *e, size_t alone, double seconds)
 {
     const engine_times_t *t = engine_times(e);
     const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes, steps = (double)(t->steps ? t->steps : 1);
-    const double model = t->device > 0 ? t->device : t->matmul + t->attention + t->rest;
 
     printf("computed   %llu tokens", (unsigned long long)t->rows);
     if (alone > 0)
@@ -237,35 +309,12 @@ void cli_print_work(const engine_t *e, size_t alone, double seconds)
            unique > 0 ? logical / unique : 0.0);
     printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / seconds,
            seconds, 1e3 * seconds / steps, 1e3 * t->plan / steps);
-    printf("model      %.1f%% of the time; the rest is search, planning and sampling\n", 100 * model / seconds);
-}
-
-/* A node's text, with what would break a line escaped; the start of a long one. */
-static void label(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf, size_t size)
-{
-    deft_node_info_t info = { .struct_size = sizeof(info) };
-    int32_t ids[64];
-    char text[256];
-    size_t n, at = 0;
-
-    buf[0] = '\0';
-    if (deft_tree_node(tree, node, &info) != DEFT_OK || info.len == 0)
-        return;
-    n = info.len < 64 ? info.len : 64;
-    if (deft_tree_path_tokens(tree, node, n, ids) != DEFT_OK)
-        return;
-    (void)tokenizer_decode(arg, ids, n, 1, text, sizeof(text));
-    for (const char *p = text; *p && at + 3 < size && at < 120; p++) {
-        if (*p == '\n' || *p == '\t' || *p == '\\' || *p == '"') {
-            buf[at++] = '\\';
-            buf[at++] = *p == '\n' ? 'n' : *p == '\t' ? 't' : *p;
-        } else if ((unsigned char)*p >= ' ') {
-            buf[at++] = *p;
-        }
-    }
-    while (at > 0 && at >= 117 && ((unsigned char)buf[at - 1] & 0x80))
-        at--; /* no half character */
-    buf[at] = '\0';
+    if (t->device > 0)
+        printf("model      %.1f%% of the time on the GPU; search, planning and launches %.1f%% on the CPU\n",
+               100 * t->device / seconds, 100 - 100 * t->waited / seconds);
+    else
+        printf("model      %.1f%% of the time; the rest is search, planning and sampling\n",
+               100 * (t->matmul + t->attention + t->rest) / seconds);
 }
 
 /* Graphviz makes the SVG; the file's name is for it alone, not for a shell. */
@@ -311,8 +360,9 @@ typedef struct drawing {
 static void draw_tree(void *arg, FILE *to)
 {
     const drawing_t *d = arg;
+    label_of_t l = { engine_tokenizer(d->e), 64 };
     const deft_print_t print = { .struct_size = sizeof(print), .picture = d->picture, .write = write_file, .arg = to,
-                                 .label = label, .label_arg = (void *)(uintptr_t)engine_tokenizer(d->e) };
+                                 .label = label, .label_arg = &l };
 
     (void)deft_tree_print(d->tree, &print);
 }

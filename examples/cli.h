@@ -35,7 +35,8 @@ int cli_number(const char *text, double min, double max, double *v); /* non-zero
 int cli_size(const char *text, size_t least, size_t most, size_t *to); /* the same for whole numbers; *to is set */
 int cli_interrupted(void); /* by ctrl-C, or the time is over */
 int cli_enough(const cli_t *cli, const engine_t *e); /* that, or it has computed cli->tokens */
-int cli_progress(void *arg, size_t done, size_t of); /* a bar if stderr is a terminal; cli_interrupted() */
+int cli_progress(void *arg, size_t done, size_t of); /* if stderr is a terminal: the tree as it grows, above a
+                                                      * bar; returns cli_interrupted() */
 double cli_seconds(void);
 
 /* "program: what: why" on stderr; returns 1. */

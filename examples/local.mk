@@ -19,7 +19,7 @@ libengine_la_SOURCES = \
 	examples/engine/pretok.c examples/engine/pretok.h \
 	examples/engine/sampler.c examples/engine/sampler.h \
 	examples/engine/search.c examples/engine/search.h \
-	examples/engine/tokenizer.c examples/engine/tokenizer.h \
+	examples/engine/tokenizer.c examples/engine/tokenizer.h examples/engine/vector_exp.h \
 	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)

@@ -325,12 +325,14 @@ static int count_down(void *steps_left)
 
 START_TEST(test_jobs_do_not_meet)
 {
-    static const jobs_options_t ways[] = { { .at_a_time = 1 }, { .at_a_time = JOBS }, { .at_a_time = 3, .max_rows = 2 } };
+    static const jobs_options_t ways[] = { { .at_a_time = 1 }, { .at_a_time = JOBS }, { .at_a_time = 3, .max_rows = 2 },
+                                           { .at_a_time = JOBS, .halves = 1 }, { .at_a_time = 3, .max_rows = 3, .halves = 1 },
+                                           { .at_a_time = 1, .halves = 1 } };
     greedy_t first[JOBS], g[JOBS];
     void *args[JOBS];
 
     open_model(512);
-    for (int w = 0; w < 3; w++) {
+    for (size_t w = 0; w < sizeof(ways) / sizeof(*ways); w++) {
         for (int i = 0; i < JOBS; i++) {
             g[i] = (greedy_t){ .index = i };
             args[i] = &g[i];
@@ -345,10 +347,13 @@ START_TEST(test_jobs_do_not_meet)
         ck_assert(w != 1 || engine_times(e)->steps == JOB_TOKENS);
     }
     int steps_left = 2;
-    const jobs_options_t stopped = { .at_a_time = JOBS, .interrupted = count_down, .arg = &steps_left };
-    ck_assert_int_eq(jobs_run(e, &stopped, decode_greedily, args, JOBS), -1);
-    for (int i = 0; i < JOBS; i++)
-        ck_assert_int_eq(g[i].status, -1);
+    for (int halves = 0; halves < 2; halves++) {
+        const jobs_options_t stopped = { .at_a_time = JOBS, .halves = halves, .interrupted = count_down, .arg = &steps_left };
+        steps_left = 2 + halves;
+        ck_assert_int_eq(jobs_run(e, &stopped, decode_greedily, args, JOBS), -1);
+        for (int i = 0; i < JOBS; i++)
+            ck_assert_int_eq(g[i].status, -1);
+    }
     engine_close(e);
 }
 END_TEST

@@ -163,10 +163,19 @@ static void print_totals(const contest_t *c)
         fprintf(stderr, "%s: the KV pool was full: lines of %zu problems ended early\n", c->p->cli->program, full);
 }
 
+static int on_gpu(const engine_t *e)
+{
+    deft_info_t info = { .struct_size = sizeof(info) };
+
+    return deft_ctx_info(engine_ctx(e), &info) == DEFT_OK && info.device == DEFT_DEVICE_CUDA;
+}
+
 static int solve(contest_t *c)
 {
     const cli_t *cli = c->p->cli;
-    const jobs_options_t jo = { .at_a_time = c->p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = stop, .arg = c };
+    /* on a GPU a step of half as many rows takes little less time: it pays where the searches take as long */
+    const jobs_options_t jo = { .at_a_time = c->p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = stop, .arg = c,
+                                .halves = c->p->jobs >= 128 && on_gpu(c->e) };
     void **args = malloc(c->n * sizeof(*args));
     int status = 0;
 
@@ -174,8 +183,10 @@ static int solve(contest_t *c)
         args[i] = &c->list[i];
         c->list[i].contest = c;
     }
+    if (c->n > 1 && engine_prepare(c->e, PUZZLES_ROWS, THOUGHTS_TOP) != 0)
+        status = cli_fail(cli, "preparing", engine_error(c->e));
     c->start = cli_seconds();
-    if (!args || (jobs_run(c->e, &jo, run, args, c->n) != 0 && !stop(c)))
+    if (status == 0 && (!args || (jobs_run(c->e, &jo, run, args, c->n) != 0 && !stop(c))))
         status = cli_fail(cli, "search", engine_error(c->e));
     if (isatty(STDERR_FILENO))
         show(c);

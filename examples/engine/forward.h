@@ -17,8 +17,9 @@ typedef struct forward_ops {
     void (*close)(engine_t *e);
     /* Run the pass of an open step: every layer is written and attended, the step stays open. */
     int (*run)(engine_t *e, deft_step_t *step, const engine_output_t *out);
-    /* Wait for the outputs of all passes; NULL: run() has filled them. */
-    int (*wait)(engine_t *e);
+    /* Wait for the outputs of the oldest pass under way: 1, 0 if there is none, or -1. NULL: run() has
+     * filled them. */
+    int (*collect)(engine_t *e);
     /* A step's plan did not fit: make room for more. NULL: it always does. */
     int (*grow)(engine_t *e);
     /* engine_prepare(); may be NULL */

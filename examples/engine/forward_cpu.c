@@ -247,6 +247,19 @@ static int run_layer(engine_t *e, deft_step_t *step, uint32_t l, size_t n)
     return 0;
 }
 
+typedef struct tops {
+    const float *logits;
+    size_t vocab;
+    const engine_output_t *out;
+} tops_t;
+
+static void top_row(void *arg, size_t r)
+{
+    const tops_t *t = arg;
+
+    (void)sampler_top(t->logits + r * t->vocab, t->vocab, t->out->k, t->out->top + r * t->out->k);
+}
+
 /* Outputs of rows whose norms are in h: logits to the caller, or to a buffer where only candidates are
  * wanted. */
 static int outputs(engine_t *e, const engine_output_t *out)
@@ -265,8 +278,10 @@ static int outputs(engine_t *e, const engine_output_t *out)
     for (size_t i = 0; out->which && i < out->n; i++)
         memcpy(f->x + i * e->g.dim, f->h + out->which[i] * e->g.dim, e->g.dim * sizeof(float));
     product(e, f->head, out->which ? f->x : f->h, out->n, logits);
-    for (size_t i = 0; out->k > 0 && i < out->n; i++)
-        (void)sampler_top(logits + i * e->g.vocab, e->g.vocab, out->k, out->top + i * out->k);
+    if (out->k > 0) {
+        tops_t tops = { logits, e->g.vocab, out };
+        workers_run(matmul_workers(f->mm), top_row, &tops, out->n);
+    }
     return 0;
 }
 

@@ -608,7 +608,9 @@ static int complete(engine_t *e)
 
     f->oldest = (f->oldest + 1) % N_SLOTS;
     f->n_pending--;
+    const double start = engine_now();
     TRY(e, cudaEventSynchronize(s->end));
+    e->times.waited += engine_now() - start;
     TRY(e, cudaEventElapsedTime(&ms, s->begin, s->end));
     e->times.device += 1e-3 * (double)ms;
     e->times.done++;
@@ -621,13 +623,9 @@ static int complete(engine_t *e)
     return 0;
 }
 
-static int cuda_wait(engine_t *e)
+static int cuda_collect(engine_t *e)
 {
-    int status = 0;
-
-    while (e->fw->n_pending > 0)
-        status |= complete(e);
-    return status;
+    return e->fw->n_pending == 0 ? 0 : complete(e) == 0 ? 1 : -1;
 }
 
 static int ask(engine_t *e, slot_t *s, const engine_output_t *out)
@@ -712,7 +710,7 @@ static int cuda_prepare(engine_t *e, size_t rows, size_t k)
 
     if (k > ENGINE_TOP || k > e->g.vocab)
         return FAIL(e, "%zu candidates of %u, and at most %d", k, e->g.vocab, ENGINE_TOP);
-    if (cuda_wait(e) != 0)
+    if (engine_wait(e) != 0)
         return -1;
     TRY_DEFT(e, deft_tree_create(e->ctx, &tree));
     const deft_rows_t row = { tree, deft_tree_root(tree), 1 };
@@ -732,7 +730,7 @@ static int cuda_grow(engine_t *e)
 {
     struct forward *f = e->fw;
 
-    if (cuda_wait(e) != 0)
+    if (engine_wait(e) != 0)
         return -1;
     drop_graphs(f);
     f->reserved_rows *= 2;
@@ -850,7 +848,7 @@ static void cuda_close(engine_t *e)
     e->fw = NULL;
 }
 
-const forward_ops_t forward_cuda = { .open = cuda_open, .close = cuda_close, .run = cuda_run, .wait = cuda_wait,
+const forward_ops_t forward_cuda = { .open = cuda_open, .close = cuda_close, .run = cuda_run, .collect = cuda_collect,
                                      .grow = cuda_grow, .prepare = cuda_prepare };
 
 /* ---- measuring ---- */
@@ -889,7 +887,7 @@ int engine_time_parts(engine_t *e, unsigned parts, int reps, double *seconds_p)
 
     if (e->ops != &forward_cuda)
         return FAIL(e, "parts are timed on CUDA");
-    if (cuda_wait(e) != 0)
+    if (engine_wait(e) != 0)
         return -1;
     f->interrupted = 1;
     TRY_DEFT(e, deft_step_begin(e->ctx, NULL, 0, 0, &step));
@@ -915,7 +913,7 @@ void engine_set_attention(engine_t *e, const engine_attention_t *attention)
 
     if (e->ops != &forward_cuda)
         return;
-    (void)cuda_wait(e);
+    (void)engine_wait(e);
     drop_graphs(e->fw);
     e->fw->other = attention ? *attention : none;
 }

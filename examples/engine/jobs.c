@@ -18,11 +18,22 @@ struct job {
     unsigned char *stack;
     void *arg;
     int running;             /* has not returned yet */
+    const struct flight *in; /* where what it waits for is being computed */
     const deft_rows_t *rows; /* what it waits for; NULL: nothing */
     size_t n, k;
     candidate_t *top;
     int status;              /* of the last request */
 };
+
+/* A step, from when it is gathered to when its jobs go on. */
+typedef struct flight {
+    size_t first, end, n, k; /* of jobs [first, end), those that wait: n rows */
+    deft_rows_t *rows;
+    uint32_t *which;         /* the numbers of their last tokens */
+    candidate_t *top;
+    size_t room, top_room;
+    int up;
+} flight_t;
 
 typedef struct scheduler {
     engine_t *e;
@@ -31,10 +42,8 @@ typedef struct scheduler {
     jmp_buf main;
     job_t *current, *job;
     size_t n_jobs;           /* places for jobs at a time */
-    deft_rows_t *rows;       /* of the step that is being gathered */
-    uint32_t *which;         /* and the numbers of their last tokens */
-    candidate_t *top;
-    size_t room, top_room;
+    flight_t flight[2];      /* one is gathered while the other one runs */
+    size_t next;             /* of them */
     int failed;
 } scheduler_t;
 
@@ -85,6 +94,7 @@ static int start(scheduler_t *s, job_t *job, void *arg)
     job->arg = arg;
     job->running = 1;
     job->rows = NULL;
+    job->in = NULL;
     starting = s;
     s->current = job;
     (void)getcontext(&fresh);
@@ -99,24 +109,23 @@ static int start(scheduler_t *s, job_t *job, void *arg)
 
 /* ---- steps ---- */
 
-static int reserve(scheduler_t *s, size_t rows, size_t tops)
+static int reserve(flight_t *f, size_t rows, size_t tops)
 {
-    if (rows > s->room) {
-        free(s->rows);
-        free(s->which);
-        s->room = 0;
-        s->rows = malloc(2 * rows * sizeof(*s->rows));
-        s->which = malloc(2 * rows * sizeof(*s->which));
-        if (!s->rows || !s->which)
+    if (rows > f->room) {
+        deft_rows_t *more = realloc(f->rows, 2 * rows * sizeof(*more));
+        f->rows = more ? more : f->rows;
+        uint32_t *which = more ? realloc(f->which, 2 * rows * sizeof(*which)) : NULL;
+        if (!which)
             return -1;
-        s->room = 2 * rows;
+        f->which = which;
+        f->room = 2 * rows;
     }
-    if (tops > s->top_room) {
-        free(s->top);
-        s->top_room = 0;
-        if (!(s->top = malloc(2 * tops * sizeof(*s->top))))
+    if (tops > f->top_room) {
+        free(f->top);
+        f->top_room = 0;
+        if (!(f->top = malloc(2 * tops * sizeof(*f->top))))
             return -1;
-        s->top_room = 2 * tops;
+        f->top_room = 2 * tops;
     }
     return 0;
 }
@@ -131,75 +140,113 @@ static size_t tokens_of(const deft_rows_t *row)
     return info.len - info.computed;
 }
 
-/* One step for as many waiting jobs, from *at on, as there is room for. */
-static int run_step(scheduler_t *s, size_t *at)
+/* What a job has to be computed; no rows if it waits for nothing, or is up already. */
+static size_t waiting(const job_t *job)
 {
-    const size_t most = s->o->max_rows ? s->o->max_rows : 256;
-    size_t first = *at, end, n = 0, tokens = 0, k = 0;
+    return job->rows && !job->in ? job->n : 0;
+}
 
-    for (end = first; end < s->n_jobs; end++) {
-        const job_t *job = &s->job[end];
-        size_t more = 0;
-        for (size_t i = 0; job->rows && i < job->n; i++)
-            more += tokens_of(&job->rows[i]);
-        if (n > 0 && tokens + more > most)
-            break;
-        n += job->rows ? job->n : 0;
-        tokens += more;
-        k = job->rows && job->k > k ? job->k : k;
-    }
-    *at = end;
-    if (n == 0)
-        return 0;
-    if (reserve(s, n, n * k) != 0)
-        return -1;
-    n = tokens = 0;
-    for (size_t j = first; j < end; j++)
-        for (size_t i = 0; s->job[j].rows && i < s->job[j].n; i++) {
-            s->rows[n] = s->job[j].rows[i];
-            tokens += tokens_of(&s->rows[n]);
-            s->which[n++] = (uint32_t)tokens - 1;
+/* A step of as many jobs, from `at` on, as there is room for. */
+static int gather(const scheduler_t *s, flight_t *f, size_t at)
+{
+    const size_t most = s->o->max_rows ? s->o->max_rows : 256, half = (s->n_jobs + 1) / 2;
+    const size_t last = s->o->halves && s->n_jobs - at > half ? at + half : s->n_jobs;
+    size_t tokens = 0;
+
+    f->first = f->end = at;
+    f->n = f->k = 0;
+    for (; f->end < last; f->end++) {
+        const job_t *job = &s->job[f->end];
+        const size_t n = waiting(job);
+        if (n > 0 && reserve(f, f->n + n, 0) != 0)
+            return -1;
+        for (size_t i = 0; i < n; i++) {
+            f->rows[f->n + i] = job->rows[i];
+            tokens += tokens_of(&job->rows[i]);
+            f->which[f->n + i] = (uint32_t)tokens - 1;
         }
-    const engine_output_t out = { .which = s->which, .n = k > 0 ? n : 0, .k = k, .top = s->top };
-    if (engine_step(s->e, s->rows, n, 0, &out) != 0)
-        return -1;
-    n = 0;
-    for (size_t j = first; j < end; j++) {
-        job_t *job = &s->job[j];
-        for (size_t i = 0; job->rows && i < job->n; i++, n++)
-            if (job->k > 0)
-                memcpy(job->top + i * job->k, s->top + n * k, job->k * sizeof(*s->top));
+        if (f->n > 0 && n > 0 && tokens > most)
+            break;
+        f->n += n;
+        f->k = n > 0 && job->k > f->k ? job->k : f->k;
     }
+    return reserve(f, 0, f->n * f->k);
+}
+
+/* Send it off. */
+static int launch(scheduler_t *s, flight_t *f)
+{
+    const engine_output_t out = { .which = f->which, .n = f->k > 0 ? f->n : 0, .k = f->k, .top = f->top };
+
+    if (f->n > 0 && engine_submit(s->e, f->rows, f->n, 0, &out) != 0)
+        return -1;
+    for (size_t j = f->first; j < f->end; j++)
+        if (waiting(&s->job[j]) > 0)
+            s->job[j].in = f;
+    f->up = 1;
     return 0;
 }
 
-/* Compute what jobs wait for, and let them go on; after a failure they are told. */
-static size_t go_round(scheduler_t *s)
+/* Its jobs go on with what was computed; after a failure they are told. */
+static void land(scheduler_t *s, flight_t *f)
 {
-    size_t running = 0;
+    size_t n = 0;
 
-    for (size_t at = 0; at < s->n_jobs;) {
-        const size_t first = at;
-        s->failed |= s->failed || (s->o->interrupted && s->o->interrupted(s->o->arg)) || run_step(s, &at) != 0;
-        at = s->failed ? s->n_jobs : at;
-        for (size_t j = first; j < at; j++) {
-            job_t *job = &s->job[j];
-            if (!job->running)
-                continue;
-            job->status = s->failed ? -1 : 0;
-            job->rows = NULL;
-            resume(s, job);
-            running += (size_t)job->running;
-        }
+    if (!f->up)
+        return;
+    f->up = 0;
+    s->failed = s->failed || (f->n > 0 && engine_collect(s->e) < 0);
+    for (size_t j = f->first; j < f->end; j++) {
+        job_t *job = &s->job[j];
+        if (job->in != f)
+            continue;
+        for (size_t i = 0; !s->failed && i < job->n && job->k > 0; i++)
+            memcpy(job->top + i * job->k, f->top + (n + i) * f->k, job->k * sizeof(*f->top));
+        n += job->n;
+        job->status = s->failed ? -1 : 0;
+        job->rows = NULL;
+        job->in = NULL;
+        resume(s, job);
     }
-    return running;
+}
+
+/* A step for every job that waits. In halves the last one is still under way at the end. */
+static void go_round(scheduler_t *s)
+{
+    for (size_t at = 0; at < s->n_jobs && !s->failed;) {
+        flight_t *f = &s->flight[s->next++ % 2];
+        s->failed = (s->o->interrupted && s->o->interrupted(s->o->arg)) || gather(s, f, at) != 0 || launch(s, f) != 0;
+        at = f->end;
+        land(s, s->o->halves ? &s->flight[s->next % 2] : f);
+    }
+}
+
+/* All that run, after a failure: each is told, and cleans up. */
+static void stop_all(scheduler_t *s)
+{
+    (void)engine_wait(s->e);
+    for (size_t j = 0; j < s->n_jobs; j++)
+        while (s->job[j].running) {
+            s->job[j].status = -1;
+            s->job[j].rows = NULL;
+            resume(s, &s->job[j]);
+        }
+}
+
+static size_t count_running(const scheduler_t *s)
+{
+    size_t n = 0;
+
+    for (size_t j = 0; j < s->n_jobs; j++)
+        n += (size_t)s->job[j].running;
+    return n;
 }
 
 int jobs_run(engine_t *engine, const jobs_options_t *options, void (*fn)(job_t *job, void *arg), void *const *args,
              size_t n)
 {
     scheduler_t s = { .e = engine, .o = options, .fn = fn };
-    size_t next = 0, running = 0;
+    size_t next = 0;
 
     s.n_jobs = options->at_a_time ? options->at_a_time : 1;
     s.n_jobs = s.n_jobs < n ? s.n_jobs : n;
@@ -209,13 +256,16 @@ int jobs_run(engine_t *engine, const jobs_options_t *options, void (*fn)(job_t *
         for (size_t j = 0; j < s.n_jobs && !s.failed; j++)
             while (!s.job[j].running && next < n && !s.failed)
                 s.failed = start(&s, &s.job[j], args[next++]) != 0; /* one may end at once */
-        running = go_round(&s);
-    } while (running > 0 || (next < n && !s.failed));
+        go_round(&s);
+    } while (!s.failed && (count_running(&s) > 0 || next < n));
+    stop_all(&s);
     for (size_t j = 0; j < s.n_jobs; j++)
         free(s.job[j].stack);
     free(s.job);
-    free(s.rows);
-    free(s.which);
-    free(s.top);
+    for (int i = 0; i < 2; i++) {
+        free(s.flight[i].rows);
+        free(s.flight[i].which);
+        free(s.flight[i].top);
+    }
     return s.failed ? -1 : 0;
 }

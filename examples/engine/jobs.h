@@ -14,6 +14,7 @@ typedef struct job job_t;
 typedef struct jobs_options {
     size_t at_a_time;      /* jobs that are under way together; 0: 1 */
     size_t max_rows;       /* of a step; 0: 256. A request of more is a step of its own */
+    int halves;            /* non-zero: a step is of half of the jobs, the others think while it runs on the GPU */
     int (*interrupted)(void *arg); /* non-zero: no new step, every job_compute() returns -1; may be NULL */
     void *arg;
 } jobs_options_t;

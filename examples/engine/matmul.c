@@ -17,6 +17,7 @@
 #endif
 
 #include "matmul_panel.h"
+#include "vector_exp.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("O3")

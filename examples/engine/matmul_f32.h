@@ -112,24 +112,7 @@ static void NAME(panel)(const matrix_t *m, size_t p, const float *x, size_t rows
     }
 }
 
-/* e^x by 2^n and a polynomial of degree 6; x is clamped to +-87. */
-static inline NAME(vf) NAME(exp)(NAME(vf) x)
-{
-    const NAME(vf) zero = { 0 }, magic = zero + 12582912.0f;
-    const NAME(vi) low = x < -87.0f, high = x > 87.0f;
-
-    x = (NAME(vf))(((NAME(vi))x & ~low & ~high) | ((NAME(vi))(zero - 87.0f) & low) |
-                   ((NAME(vi))(zero + 87.0f) & high));
-    const NAME(vf) t = x * 1.44269504f + magic, n = t - magic;
-    const NAME(vf) r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    NAME(vf) y = r * 1.3888889e-3f + 8.3333333e-3f;
-    y = y * r + 4.1666667e-2f;
-    y = y * r + 1.6666667e-1f;
-    y = y * r + 0.5f;
-    y = y * r + 1.0f;
-    y = y * r + 1.0f;
-    return (NAME(vf))((NAME(vi))y + (((NAME(vi))t - (NAME(vi))magic) << 23));
-}
+ENGINE_EXP(NAME(exp), NAME(vf), NAME(vi))
 
 static void NAME(swiglu)(const float *gate, const float *up, float *out, size_t n)
 {

@@ -377,9 +377,18 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
     return 0;
 }
 
+int engine_collect(engine_t *e)
+{
+    return e->ops->collect ? e->ops->collect(e) : 0;
+}
+
 int engine_wait(engine_t *e)
 {
-    return e->ops->wait ? e->ops->wait(e) : 0;
+    int status, all = 0;
+
+    while ((status = engine_collect(e)) != 0)
+        all |= status < 0 ? -1 : 0;
+    return all;
 }
 
 int engine_step(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t flags,

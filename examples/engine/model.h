@@ -42,6 +42,7 @@ typedef struct engine_times {
     double matmul, attention, rest; /* CPU */
     double device;                  /* CUDA: from the start of a step to its end, on the device */
     double gap;                     /* CUDA: from the end of a step to the start of the next */
+    double waited;                  /* CUDA: by the caller, for the device */
     double plan;
     uint64_t steps, rows;
     uint64_t done;                  /* steps that `device` counts */
@@ -96,6 +97,7 @@ int engine_step(engine_t *engine, const deft_rows_t *rows, size_t n_rows, uint64
 int engine_submit(engine_t *engine, const deft_rows_t *rows, size_t n_rows, uint64_t flags,
                   const engine_output_t *out);
 int engine_wait(engine_t *engine);
+int engine_collect(engine_t *engine); /* the oldest step under way: 1, 0 if there is none, or -1 */
 
 /* CUDA: choose the products and capture the graphs of steps of 1 to `rows` rows whose k best candidates
  * are wanted, and of batches of a prompt, so that such a step allocates nothing and none takes longer

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "vector_exp.h"
+
 double sampler_uniform(sampler_t *s) /* splitmix64 */
 {
     uint64_t z = s->state += 0x9e3779b97f4a7c15u;
@@ -13,27 +15,65 @@ double sampler_uniform(sampler_t *s) /* splitmix64 */
     return ((double)(z >> 12) + 0.5) * 0x1p-52;
 }
 
-int32_t sampler_argmax(const float *logits, size_t n)
-{
-    size_t best = 0;
+/* Logits are looked at by blocks: most vocabularies are large, and few of their tokens matter. */
+enum { BLOCK = 32, LANES = 4 };
 
-    for (size_t i = 1; i < n; i++)
-        if (logits[i] > logits[best] || (isnan(logits[best]) && !isnan(logits[i])))
-            best = i;
-    return (int32_t)best;
+typedef float vf __attribute__((vector_size(16), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(16), aligned(4)));
+
+ENGINE_EXP(exp_of, vf, vi)
+
+/* The largest of n values, NaNs aside: -INFINITY if there is none. */
+static float largest(const float *x, size_t n)
+{
+    vf most = (vf){ 0 } - INFINITY;
+    float max = -INFINITY;
+    size_t i = 0;
+
+    for (; i + LANES <= n; i += LANES) {
+        const vf v = *(const vf *)(x + i);
+        const vi more = v > most;
+        most = (vf)(((vi)v & more) | ((vi)most & ~more));
+    }
+    for (; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    for (int j = 0; j < LANES; j++)
+        max = most[j] > max ? most[j] : max;
+    return max;
 }
 
-double sampler_log_sum(const float *logits, size_t n, float temperature)
+int32_t sampler_argmax(const float *logits, size_t n)
 {
-    double scale = temperature > 0 ? 1.0 / (double)temperature : 1.0, sum = 0;
-    float max = n ? logits[sampler_argmax(logits, n)] : 0.0f;
+    const float max = largest(logits, n);
 
-    if (n == 0 || isnan(max) || isinf(max))
-        return 0;
     for (size_t i = 0; i < n; i++)
-        if (!isnan(logits[i]))
-            sum += (double)expf((float)((double)(logits[i] - max) * scale));
-    return (double)max * scale + log(sum);
+        if (logits[i] == max)
+            return (int32_t)i;
+    return 0;
+}
+
+/* log of the sum of exp(logits), NaNs aside. */
+static double log_sum(const float *logits, size_t n)
+{
+    const float max = largest(logits, n);
+    double sum = 0;
+
+    if (isinf(max))
+        return 0;
+    for (size_t begin = 0; begin < n; begin += BLOCK) {
+        vf part = { 0 };
+        float rest = 0;
+        size_t i = begin;
+        const size_t end = n - begin < BLOCK ? n : begin + BLOCK;
+        for (; i + LANES <= end; i += LANES) {
+            const vf x = *(const vf *)(logits + i);
+            part += (vf)((vi)exp_of(x - max) & (x == x));
+        }
+        for (; i < end; i++)
+            rest += isnan(logits[i]) ? 0 : expf(logits[i] - max);
+        sum += (double)(part[0] + part[1] + (part[2] + part[3]) + rest);
+    }
+    return (double)max + log(sum);
 }
 
 static int before(candidate_t a, candidate_t b)
@@ -43,22 +83,27 @@ static int before(candidate_t a, candidate_t b)
 
 size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out)
 {
-    double log_sum = sampler_log_sum(logits, n, 0);
     size_t have = 0;
 
     if (k == 0)
         return 0;
-    for (size_t i = 0; i < n; i++) {
-        candidate_t c = { (int32_t)i, isnan(logits[i]) ? -INFINITY : logits[i] };
-        if (have == k && !before(c, out[k - 1]))
+    const double sum = log_sum(logits, n);
+    for (size_t begin = 0; begin < n; begin += BLOCK) {
+        const size_t end = n - begin < BLOCK ? n : begin + BLOCK;
+        if (have == k && !(largest(logits + begin, end - begin) > out[k - 1].logprob)) /* ids only grow */
             continue;
-        size_t at = have < k ? have++ : k - 1;
-        for (; at > 0 && before(c, out[at - 1]); at--)
-            out[at] = out[at - 1];
-        out[at] = c;
+        for (size_t i = begin; i < end; i++) {
+            const candidate_t c = { (int32_t)i, isnan(logits[i]) ? -INFINITY : logits[i] };
+            if (have == k && !before(c, out[k - 1]))
+                continue;
+            size_t at = have < k ? have++ : k - 1;
+            for (; at > 0 && before(c, out[at - 1]); at--)
+                out[at] = out[at - 1];
+            out[at] = c;
+        }
     }
     for (size_t i = 0; i < have; i++)
-        out[i].logprob -= (float)log_sum;
+        out[i].logprob -= (float)sum;
     return have;
 }
 

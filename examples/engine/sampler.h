@@ -25,9 +25,6 @@ double sampler_uniform(sampler_t *s);
 
 int32_t sampler_argmax(const float *logits, size_t n); /* the lowest id of the largest */
 
-/* log of the sum of exp(logits / temperature); temperature 0 counts as 1. */
-double sampler_log_sum(const float *logits, size_t n, float temperature);
-
 /* The k best in falling order (ties: lower id first) with their log probabilities at temperature 1.
  * Returns how many: fewer than k where n is. O(n log k). */
 size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out);
