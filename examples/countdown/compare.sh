@@ -52,16 +52,19 @@ done
 command -v gnuplot >/dev/null || exit 0
 for form in svg png; do
     gnuplot <<END
-set terminal $(test $form = svg && echo 'svg size 800,500 font "sans,14"' || echo 'pngcairo size 800,500 font "sans,11"')
+set terminal $(test $form = svg && echo 'svg size 1100,450 font "sans,14"' || echo 'pngcairo size 1100,450 font "sans,11"')
 set output "$out/solved.$form"
+set multiplot layout 1,2
 set logscale x
-set xlabel "tokens a problem"
 set ylabel "solved, %"
 set yrange [0:100]
 set key bottom right
 set grid
-plot for [m in "greedy best-of-n beam bfs dfs mcts"] "< grep '^".m." ' $out/results.txt" \
-    using (\$5/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
+lines(m) = "< grep '^" . m . " ' $out/results.txt"
+set xlabel "tokens a problem"
+plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (\$5/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
+set xlabel "milliseconds a problem"
+plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (1000*\$6/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
 END
 done
 rm -f "$out/last.txt"
