@@ -16,7 +16,7 @@ libdeft_la_SOURCES = \
 	lib/cut.c \
 	lib/kv.h \
 	lib/plan.c lib/plan.h \
-	lib/pool.c lib/pool.h \
+	lib/pool.c lib/pool.h lib/runs.c lib/runs.h \
 	lib/print.c \
 	lib/state.h \
 	lib/status.c lib/status_int.h \

@@ -6,10 +6,9 @@
 #include <string.h>
 
 #include "alloc.h"
-#include "backend.h"
 #include "pool.h"
+#include "runs.h"
 #include "status_int.h"
-#include "tree_int.h"
 
 /* ---- handles and nodes ------------------------------------------------------------------- */
 
@@ -160,71 +159,6 @@ void ideft_node_computed(deft_ctx_t *ctx, uint32_t index, uint32_t n)
         dirty_unlink(ctx, node);
 }
 
-/* ---- runs ---------------------------------------------------------------------------------- */
-
-static ideft_run_t *runs_of(ideft_node_t *node)
-{
-    return node->run_cap == 0 ? &node->run.one : node->run.many;
-}
-
-/* An array for n runs; cap 0 where one run fits the node itself. */
-static deft_status_t runs_alloc(deft_ctx_t *ctx, uint32_t n, ideft_run_t **runs_p, uint32_t *cap_p)
-{
-    *runs_p = NULL;
-    *cap_p = 0;
-    if (n <= 1)
-        return DEFT_OK;
-    const uint32_t cap = n <= 4 ? 4 : (uint32_t)1 << (32 - __builtin_clz(n - 1));
-    *runs_p = ideft_malloc(&ctx->alloc, cap * sizeof(ideft_run_t), 8, "runs");
-    if (*runs_p == NULL)
-        return ideft_fail(ctx, DEFT_ERR_NOMEM, "no memory for the runs of a node");
-    *cap_p = cap;
-    return DEFT_OK;
-}
-
-static void runs_free(deft_ctx_t *ctx, ideft_node_t *node)
-{
-    if (node->run_cap > 0)
-        ideft_free(&ctx->alloc, node->run.many, node->run_cap * sizeof(ideft_run_t));
-    node->run_cap = 0;
-}
-
-/* Put n runs into a node whose array (or place for one) has room; takes the array. */
-static void runs_set(ideft_node_t *node, const ideft_run_t *from, uint32_t n, ideft_run_t *array,
-                     uint32_t cap)
-{
-    node->run_cap = cap;
-    node->n_runs = n;
-    if (cap > 0)
-        node->run.many = array;
-    if (n > 0)
-        memmove(runs_of(node), from, n * sizeof(*from));
-}
-
-/* Room for one more run. */
-static deft_status_t runs_grow(deft_ctx_t *ctx, ideft_node_t *node, uint32_t n)
-{
-    if (n <= (node->run_cap == 0 ? 1 : node->run_cap))
-        return DEFT_OK;
-    ideft_run_t *array;
-    uint32_t cap;
-    IDEFT_TRY(runs_alloc(ctx, n, &array, &cap));
-    const ideft_run_t *old = ideft_runs(node);
-    memcpy(array, old, node->n_runs * sizeof(*old));
-    runs_free(ctx, node);
-    node->run_cap = cap;
-    node->run.many = array;
-    return DEFT_OK;
-}
-
-static void mark_end(deft_ctx_t *ctx, ideft_node_t *node)
-{
-    if (node->n_runs > 0) {
-        const ideft_run_t *last = &ideft_runs(node)[node->n_runs - 1];
-        node->last_span = ideft_span_last(&ctx->pool, last->slot, last->n);
-    }
-}
-
 /* ---- removing ------------------------------------------------------------------------------ */
 
 static void node_free(deft_tree_t *tree, uint32_t index)
@@ -237,7 +171,7 @@ static void node_free(deft_tree_t *tree, uint32_t index)
     const ideft_run_t *runs = ideft_runs(node);
     for (uint32_t i = 0; i < node->n_runs; i++)
         ideft_span_unref(&ctx->pool, runs[i].slot, runs[i].n);
-    runs_free(ctx, node);
+    ideft_runs_free(ctx, node);
     node->tree = 0;
     node->parent = ctx->free_node;
     ctx->free_node = index;
@@ -277,23 +211,6 @@ deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t handle)
     return changed(tree->ctx);
 }
 
-/* Cut a node back to its first `len` tokens: what truncate does, and what undoes an append. */
-static void shrink_to(deft_ctx_t *ctx, uint32_t index, uint32_t len)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    while (node->len > len) {
-        ideft_run_t *last = &runs_of(node)[node->n_runs - 1];
-        const uint32_t cut = node->len - len < last->n ? node->len - len : last->n;
-        last->n -= cut;
-        if (last->n > 0)
-            ideft_span_cut(&ctx->pool, last->slot, last->slot + last->n);
-        ideft_span_unref(&ctx->pool, last->slot + last->n, cut);
-        node->n_runs -= last->n == 0;
-        node->len -= cut;
-    }
-    mark_end(ctx, node);
-}
-
 deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n)
 {
     uint32_t index;
@@ -306,7 +223,7 @@ deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n
         return ideft_fail(ctx, DEFT_ERR_STATE, "the node has children");
     if (node->computed < node->len && node->computed >= n)
         dirty_unlink(ctx, node);
-    shrink_to(ctx, index, (uint32_t)n);
+    ideft_runs_shrink(ctx, node, (uint32_t)n);
     if (node->computed > node->len)
         node->computed = node->len;
     ctx->topology++;
@@ -355,36 +272,13 @@ deft_status_t deft_tree_fork(deft_tree_t *tree, deft_node_t handle, size_t n, de
     return changed(ctx);
 }
 
-/* Divide a node's runs at `offset`: the first *n_head stay (the last of them cut), the rest goes to
- * `tail`, which has room. */
-static void divide_runs(deft_ctx_t *ctx, ideft_node_t *node, uint32_t offset, ideft_node_t *tail,
-                        ideft_run_t *array, uint32_t cap)
-{
-    ideft_run_t *runs = runs_of(node);
-    uint32_t i = 0, at = 0;
-    while (at + runs[i].n <= offset && offset > 0) {
-        at += runs[i++].n;
-        if (at == offset)
-            break;
-    }
-    runs_set(tail, &runs[i], node->n_runs - i, array, cap);
-    if (at < offset) {
-        const uint32_t keep = offset - at;
-        ideft_span_cut(&ctx->pool, runs[i].slot, runs[i].slot + keep);
-        runs_of(tail)[0].slot += keep;
-        runs_of(tail)[0].n -= keep;
-        runs[i++].n = keep;
-    }
-    node->n_runs = i;
-}
-
 /* The node keeps `offset` tokens, the new node `tail` takes the rest and the children. */
 static void split_node(deft_ctx_t *ctx, uint32_t index, uint32_t tail_index, uint32_t offset,
                        ideft_run_t *array, uint32_t cap)
 {
     ideft_node_t *node = ideft_node(ctx, index), *tail = ideft_node(ctx, tail_index);
     const bool was_dirty = node->computed < node->len;
-    divide_runs(ctx, node, offset, tail, array, cap);
+    ideft_runs_divide(ctx, node, offset, tail, array, cap);
     tail->len = node->len - offset;
     tail->computed = node->computed > offset ? node->computed - offset : 0;
     tail->first_child = node->first_child;
@@ -400,8 +294,8 @@ static void split_node(deft_ctx_t *ctx, uint32_t index, uint32_t tail_index, uin
         dirty_link(ctx, tail_index, was_dirty ? index : ctx->dirty_last);
     if (was_dirty && node->computed == node->len)
         dirty_unlink(ctx, node);
-    mark_end(ctx, node);
-    mark_end(ctx, tail);
+    ideft_runs_mark_end(ctx, node);
+    ideft_runs_mark_end(ctx, tail);
     hang(ctx, tail_index, index);
 }
 
@@ -426,7 +320,7 @@ deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t handle, size_t of
     ideft_run_t *array;
     uint32_t cap;
     IDEFT_TRY(reserve_nodes(ctx, n + 1));
-    IDEFT_TRY(runs_alloc(ctx, node->n_runs, &array, &cap));
+    IDEFT_TRY(ideft_runs_alloc(ctx, node->n_runs, &array, &cap));
     const uint32_t tail = node_new(tree, node->start + (uint32_t)offset);
     split_node(ctx, index, tail, (uint32_t)offset, array, cap);
     for (size_t i = 0; i < n; i++) {
@@ -438,80 +332,6 @@ deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t handle, size_t of
         *tail_p = ideft_handle(ctx, tail);
     ctx->topology++;
     return changed(ctx);
-}
-
-/* Slots [slot, slot+n) behind the node's last run become its tokens. */
-static void extend_run(deft_ctx_t *ctx, ideft_node_t *node, uint32_t slot, uint32_t n)
-{
-    /* another owner may have cut the last span since */
-    node->last_span = ideft_span_last(&ctx->pool, node->last_span, slot - node->last_span);
-    ideft_slot_t *span = &ctx->pool.slot[node->last_span];
-    if (span->b == 1) {
-        span->a += n;
-    } else {
-        ideft_span_make(&ctx->pool, slot, n);
-        node->last_span = slot;
-    }
-    runs_of(node)[node->n_runs - 1].n += n;
-    node->len += n;
-}
-
-/* As many of n tokens as there are free slots behind the last run. */
-static uint32_t grow_in_place(deft_ctx_t *ctx, uint32_t index, uint32_t n)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    if (node->n_runs == 0)
-        return 0;
-    const uint32_t end = ideft_runs_end(node), got = ideft_pool_take_at(&ctx->pool, end, n);
-    if (got > 0)
-        extend_run(ctx, node, end, got);
-    return got;
-}
-
-/* A run of its own for up to n tokens; there is room for it in the node's array. A node's first
- * tokens pack densely: draft trees stay together. A node that grows on gets its next run in the
- * middle of free space, where it can go on growing while its siblings do so elsewhere: nothing is
- * set aside, and still a long node has few runs. */
-static uint32_t grow_apart(deft_ctx_t *ctx, uint32_t index, uint32_t n)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    uint32_t slot;
-    const uint32_t got = node->len == 0 ? ideft_pool_take(&ctx->pool, n, &slot)
-                                        : ideft_pool_take_apart(&ctx->pool, n, &slot);
-    ideft_span_make(&ctx->pool, slot, got);
-    runs_of(node)[node->n_runs++] = (ideft_run_t){ slot, got };
-    node->last_span = slot;
-    node->len += got;
-    return got;
-}
-
-static void set_ids(deft_ctx_t *ctx, const ideft_node_t *node, uint32_t from, const int32_t *tokens)
-{
-    const ideft_run_t *run = &ideft_runs(node)[node->n_runs];
-    uint32_t end = node->len;
-    while (end > from) {
-        run--;
-        const uint32_t begin = end - run->n > from ? end - run->n : from;
-        for (uint32_t i = begin; i < end; i++)
-            ctx->pool.slot[run->slot + run->n - (end - i)].tag = tokens ? tokens[i - from] : -1;
-        end = begin;
-    }
-}
-
-static deft_status_t append_slots(deft_ctx_t *ctx, uint32_t index, uint32_t n)
-{
-    ideft_node_t *node = ideft_node(ctx, index);
-    const uint32_t before = node->len;
-    uint32_t left = n - grow_in_place(ctx, index, n);
-    while (left > 0) {
-        const deft_status_t status = runs_grow(ctx, node, node->n_runs + 1);
-        if (status != DEFT_OK) {
-            shrink_to(ctx, index, before);
-            return status;
-        }
-        left -= grow_apart(ctx, index, left);
-    }
-    return DEFT_OK;
 }
 
 deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n,
@@ -532,98 +352,13 @@ deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n,
                           ctx->pool.n_free, ctx->pool.n_slots);
     const uint32_t len = node->len;
     const bool was_dirty = node->computed < len;
-    IDEFT_TRY(append_slots(ctx, index, (uint32_t)n));
-    set_ids(ctx, node, len, tokens);
+    IDEFT_TRY(ideft_runs_append(ctx, node, (uint32_t)n, tokens));
     if (!was_dirty)
         dirty_link(ctx, index, ctx->dirty_last);
     return changed(ctx);
 }
 
-/* ---- moving -------------------------------------------------------------------------------- */
-
-/* The last runs of a node that are short and its own; returns how many, and their tokens. */
-static uint32_t short_tail(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t *n_p)
-{
-    uint32_t runs = 0;
-    *n_p = 0;
-    while (runs < node->n_runs) {
-        const ideft_run_t *run = &ideft_runs(node)[node->n_runs - 1 - runs];
-        if (run->n >= IDEFT_LONG_RUN || *n_p + run->n > IDEFT_MOVE_MAX ||
-            ideft_span_shared(&ctx->pool, run->slot, run->n))
-            break;
-        *n_p += run->n;
-        runs++;
-    }
-    return runs;
-}
-
-/* Would the tail have fewer runs if it were appended again? */
-static bool can_join(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t runs, uint32_t n)
-{
-    if (runs != 1 || node->n_runs == 1)
-        return runs > 1;
-    const ideft_run_t *before = &ideft_runs(node)[node->n_runs - 2];
-    const uint32_t end = before->slot + before->n, room = ideft_pool_room(&ctx->pool, end);
-    return room >= n || (room > 0 && end + room == before[1].slot);
-}
-
-/* Slots, and ids if asked for, of a node's last n tokens. */
-static void list_slots(const deft_ctx_t *ctx, const ideft_node_t *node, uint32_t n, uint32_t *slots, int32_t *ids)
-{
-    const ideft_run_t *run = &ideft_runs(node)[node->n_runs];
-    while (n > 0) {
-        run--;
-        for (uint32_t i = run->n; i-- > 0 && n > 0;) {
-            slots[--n] = run->slot + i;
-            if (ids != NULL)
-                ids[n] = ctx->pool.slot[run->slot + i].tag;
-        }
-    }
-}
-
-deft_status_t deft_tree_defrag(deft_tree_t *tree, deft_node_t handle)
-{
-    uint32_t index, n;
-    IDEFT_TRY(mutable_node(tree, handle, &index));
-    deft_ctx_t *ctx = tree->ctx;
-    ideft_node_t *node = ideft_node(ctx, index);
-    const uint32_t runs = short_tail(ctx, node, &n);
-    if (!can_join(ctx, node, runs, n))
-        return DEFT_OK;
-    ideft_move_t move = { 0 };
-    int32_t ids[IDEFT_MOVE_MAX];
-    /* as many runs as there may be at worst, then nothing can fail */
-    IDEFT_TRY(runs_grow(ctx, node, node->n_runs - runs + n));
-    IDEFT_TRY(ctx->ops->move(ctx, &move));
-    const uint32_t kept = node->len - n;
-    list_slots(ctx, node, n, move.from, ids);
-    shrink_to(ctx, index, kept);
-    const deft_status_t again = append_slots(ctx, index, n);
-    IDEFT_ASSERT(again == DEFT_OK);
-    (void)again;
-    set_ids(ctx, node, kept, ids);
-    list_slots(ctx, node, n, move.to, NULL);
-    ctx->topology++;
-    move.n = node->computed > kept ? node->computed - kept : 0;
-    if (move.n > 0)
-        IDEFT_TRY(ctx->ops->move(ctx, &move));
-    return changed(ctx);
-}
-
-/* ---- merging, sharing ---------------------------------------------------------------------- */
-
-/* Append the runs of `from` to those in `out`, joining runs that adjoin. Returns their number. */
-static uint32_t collect_runs(const ideft_node_t *from, ideft_run_t *out, uint32_t n)
-{
-    const ideft_run_t *runs = ideft_runs(from);
-    for (uint32_t i = 0; i < from->n_runs; i++) {
-        if (n > 0 && out[n - 1].slot + out[n - 1].n == runs[i].slot)
-            out[n - 1].n += runs[i].n;
-        else
-            out[n++] = runs[i];
-    }
-    return n;
-}
+/* ---- merging, moving, sharing --------------------------------------------------------------- */
 
 /* The only child of a node becomes part of it; `array` has room for the runs of both. */
 static void absorb_child(deft_tree_t *tree, uint32_t index)
@@ -633,7 +368,7 @@ static void absorb_child(deft_tree_t *tree, uint32_t index)
     const uint32_t kid_index = node->first_child;
     ideft_node_t *kid = ideft_node(ctx, kid_index);
     const bool was_dirty = node->computed < node->len, kid_dirty = kid->computed < kid->len;
-    node->n_runs = collect_runs(kid, runs_of(node), node->n_runs);
+    node->n_runs = ideft_runs_collect(kid, ideft_runs_of(node), node->n_runs);
     if (kid->n_runs > 0)
         node->last_span = kid->last_span;
     if (!was_dirty) {
@@ -676,7 +411,7 @@ deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t handle, deft_node_t
         runs += node->n_runs;
         if (parent == 0 || ideft_node(ctx, parent)->n_children != 1) {
             if (runs > node->n_runs)
-                IDEFT_TRY(runs_grow(ctx, node, runs));
+                IDEFT_TRY(ideft_runs_reserve(ctx, node, runs));
             runs = 0;
         }
     }
@@ -692,6 +427,16 @@ deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t handle, deft_node_t
     if (node_p != NULL)
         *node_p = ideft_handle(ctx, end);
     return changed(ctx);
+}
+
+deft_status_t deft_tree_defrag(deft_tree_t *tree, deft_node_t handle)
+{
+    uint32_t index;
+    bool moved;
+    IDEFT_TRY(mutable_node(tree, handle, &index));
+    const deft_status_t status = ideft_runs_join(tree->ctx, ideft_node(tree->ctx, index), &moved);
+    tree->ctx->topology += moved;
+    return status == DEFT_OK ? changed(tree->ctx) : status;
 }
 
 static deft_status_t tree_new(deft_ctx_t *ctx, deft_tree_t **tree_p)
@@ -755,7 +500,7 @@ void ideft_trees_fini(deft_ctx_t *ctx)
     /* The pool goes as a whole: only what nodes allocated themselves is looked for. */
     for (uint32_t i = 1; i < ctx->next_node; i++)
         if (ideft_node(ctx, i)->tree != 0)
-            runs_free(ctx, ideft_node(ctx, i));
+            ideft_runs_free(ctx, ideft_node(ctx, i));
     for (deft_tree_t *tree = ctx->tree_first, *next; tree != NULL; tree = next) {
         next = tree->next;
         ideft_free(&ctx->alloc, tree, sizeof(*tree));
@@ -781,7 +526,7 @@ deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t handle, deft_tree_t
     }
     ideft_run_t *array;
     uint32_t cap;
-    IDEFT_TRY(runs_alloc(ctx, n, &array, &cap));
+    IDEFT_TRY(ideft_runs_alloc(ctx, n, &array, &cap));
     deft_tree_t *made;
     const deft_status_t status = tree_new(ctx, &made);
     if (status != DEFT_OK) {
@@ -789,19 +534,19 @@ deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t handle, deft_tree_t
         return status;
     }
     ideft_node_t *root = ideft_node(ctx, made->root);
-    runs_set(root, NULL, 0, array, cap);
+    ideft_runs_set(root, NULL, 0, array, cap);
     root->n_runs = n;
     for (uint32_t at = index; at != 0; at = ideft_node(ctx, at)->parent) {
         const ideft_node_t *node = ideft_node(ctx, at);
         n -= node->n_runs;
         if (node->n_runs > 0)
-            memcpy(runs_of(root) + n, ideft_runs(node), node->n_runs * sizeof(ideft_run_t));
+            memcpy(ideft_runs_of(root) + n, ideft_runs(node), node->n_runs * sizeof(ideft_run_t));
         for (uint32_t i = 0; i < node->n_runs; i++)
             ideft_span_ref(&ctx->pool, ideft_runs(node)[i].slot, ideft_runs(node)[i].n);
         root->len += node->len;
     }
     root->computed = root->len;
-    mark_end(ctx, root);
+    ideft_runs_mark_end(ctx, root);
     *tree_p = made;
     return changed(ctx);
 }
