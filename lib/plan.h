@@ -18,14 +18,4 @@ void ideft_plan_fini(ideft_plan_t *plan);
 /* cut.c: segs, items, partials and order from the visits. Sets cut_stays. */
 deft_status_t ideft_plan_cut(deft_ctx_t *ctx);
 
-static inline uint32_t ideft_min(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
-
-static inline uint32_t ideft_max(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
-}
-
 #endif

@@ -479,8 +479,7 @@ void deft_tree_destroy(deft_tree_t *tree)
     if (tree == NULL)
         return;
     deft_ctx_t *ctx = tree->ctx;
-    if (ctx->step.open)
-        deft_step_abandon(&ctx->step);
+    ctx->step.open = false; /* abandons it */
     subtree_free(tree, tree->root);
     if (tree->prev != NULL)
         tree->prev->next = tree->next;

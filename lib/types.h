@@ -248,4 +248,14 @@ struct deft_ctx {
     char error[256];
 };
 
+static inline uint32_t ideft_min(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline uint32_t ideft_max(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
 #endif
