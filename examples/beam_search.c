@@ -56,6 +56,8 @@ static int search(const cli_t *cli, const beam_options_t *options, engine_t *e)
     free(ids);
     if (status != 0)
         return cli_fail(cli, "search", why);
+    if (r.dropped > 0)
+        fprintf(stderr, "beam_search: the KV pool was full: %zu branches were left out, the worst first\n", r.dropped);
     if (r.full)
         fprintf(stderr, "beam_search: the KV pool is full: these are the beams so far\n");
     if (r.stopped)

@@ -18,7 +18,7 @@ typedef struct sample {
     int32_t *ids; /* [tokens] */
     size_t n;
     double logprob;
-    int done;     /* it ended, or there was no room for it to go on */
+    int done;     /* it ended, or had to make room for another: then its node may be gone */
     char answer[32];
 } sample_t;
 
@@ -33,46 +33,85 @@ static int set_n(void *arg, const char *value)
 
 static const cli_option_t own[] = { { "n", "  -n SAMPLES           samples to draw, 1 to 512 (16)\n", set_n }, { NULL, NULL, NULL } };
 
+static double score(const sample_t *s)
+{
+    return s->n > 0 ? s->logprob / (double)s->n : 0;
+}
+
 /* ---- decoding ---- */
 
-/* The next token of a sample. Returns whether it has to be computed. */
-static int extend(engine_t *e, deft_tree_t *tree, sample_t *s, const candidate_t *top, size_t k, size_t most, int *full)
+typedef struct drawing {
+    engine_t *e;
+    deft_tree_t *tree;
+    sample_t *list;
+    size_t n, most;  /* samples, and their tokens */
+    size_t k;
+    size_t dropped;  /* samples that had to end for want of room */
+} drawing_t;
+
+/* Make room in the pool: what has ended goes first, then the worst. Returns whether there was something. */
+static int drop_worst(drawing_t *d, const sample_t *keep)
 {
+    sample_t *worst = NULL;
+
+    for (size_t i = 0; i < d->n; i++) {
+        sample_t *s = &d->list[i];
+        if (s == keep || s->n == 0 || deft_tree_path_len(d->tree, s->node) == 0)
+            continue; /* nothing is to be had */
+        if (!worst || s->done > worst->done || (s->done == worst->done && score(s) < score(worst)))
+            worst = s;
+    }
+    if (!worst)
+        return 0;
+    (void)deft_tree_prune(d->tree, worst->node);
+    d->dropped += (size_t)!worst->done;
+    worst->done = 1;
+    return 1;
+}
+
+/* The next token of a sample. */
+static void extend(drawing_t *d, sample_t *s, const candidate_t *top)
+{
+    const size_t k = d->k;
+    deft_status_t status;
     const int32_t id = sampler_pick(&s->sampler, top, k);
 
     for (size_t i = 0; i < k; i++)
         s->logprob += top[i].id == id ? (double)top[i].logprob : 0;
-    s->done = tokenizer_is_eog(engine_tokenizer(e), id) || s->n + 1 == most;
+    s->done = tokenizer_is_eog(engine_tokenizer(d->e), id) || s->n + 1 == d->most;
     s->ids[s->n++] = id;
     if (s->done)
-        return 0;
-    if (deft_tree_append(tree, s->node, 1, &id) != DEFT_OK) {
-        *full = 1;
-        s->done = 1;
-    }
-    return !s->done;
+        return;
+    while ((status = deft_tree_append(d->tree, s->node, 1, &id)) == DEFT_ERR_NOSPACE && drop_worst(d, s))
+        ;
+    s->done = status != DEFT_OK;
+    d->dropped += (size_t)s->done;
 }
 
 /* All samples, a token of each a step. 0, or -1 with *why. */
-static int decode(engine_t *e, deft_tree_t *tree, sample_t *list, size_t n, size_t most, size_t k, candidate_t *top, int *full,
-                  const char **why)
+static int decode(drawing_t *d, candidate_t *top, const char **why)
 {
     static deft_rows_t rows[MAX_SAMPLES];
-    size_t n_rows = n;
+    static sample_t *of[MAX_SAMPLES]; /* the row */
+    size_t n_rows = d->n;
+
+    for (size_t i = 0; i < d->n; i++)
+        of[i] = &d->list[i];
 
     for (size_t t = 0; n_rows > 0 && !cli_interrupted(); t++) {
-        size_t at = 0; /* in top: of the last step, or of the prompt for all */
+        for (size_t r = 0; r < n_rows; r++) /* at first the prompt's candidates for all */
+            if (!of[r]->done)
+                extend(d, of[r], top + (t == 0 ? 0 : r) * d->k);
         n_rows = 0;
-        for (size_t i = 0; i < n; i++) {
-            if (list[i].done)
-                continue;
-            if (extend(e, tree, &list[i], top + (t == 0 ? 0 : at++) * k, k, most, full))
-                rows[n_rows++] = (deft_rows_t){ tree, list[i].node, 0 };
+        for (size_t i = 0; i < d->n; i++) {
+            rows[n_rows] = (deft_rows_t){ d->tree, d->list[i].node, 0 };
+            of[n_rows] = &d->list[i];
+            n_rows += (size_t)!d->list[i].done;
         }
-        (void)cli_progress(NULL, t < most ? t : most - 1, most);
-        const engine_output_t out = { .n = n_rows, .k = k, .top = top };
-        if (n_rows > 0 && engine_step(e, rows, n_rows, 0, &out) != 0) {
-            *why = engine_error(e);
+        (void)cli_progress(NULL, t < d->most ? t : d->most - 1, d->most);
+        const engine_output_t out = { .n = n_rows, .k = d->k, .top = top };
+        if (n_rows > 0 && engine_step(d->e, rows, n_rows, 0, &out) != 0) {
+            *why = engine_error(d->e);
             return -1;
         }
     }
@@ -80,11 +119,6 @@ static int decode(engine_t *e, deft_tree_t *tree, sample_t *list, size_t n, size
 }
 
 /* ---- what they say ---- */
-
-static double score(const sample_t *s)
-{
-    return s->n > 0 ? s->logprob / (double)s->n : 0;
-}
 
 static int by_score(const void *a, const void *b)
 {
@@ -150,7 +184,8 @@ static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t 
     deft_node_t kids[MAX_SAMPLES];
     candidate_t *top = malloc(n * k * sizeof(*top));
     const engine_output_t out = { .n = 1, .k = k, .top = top };
-    int status = top ? 0 : -1, full = 0;
+    drawing_t d = { e, tree, list, n, cli->tokens, k, 0 };
+    int status = top ? 0 : -1;
 
     if (status == 0 && engine_prefill(e, tree, deft_tree_root(tree), ids, n_ids, 0, &out) != 0) {
         status = -1;
@@ -166,9 +201,9 @@ static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t 
         status = (list[i].ids = malloc(cli->tokens * sizeof(int32_t))) ? 0 : -1;
     }
     if (status == 0)
-        status = decode(e, tree, list, n, cli->tokens, k, top, &full, &why);
-    if (full)
-        fprintf(stderr, "best_of_n: the KV pool is full: some samples end early\n");
+        status = decode(&d, top, &why);
+    if (d.dropped > 0)
+        fprintf(stderr, "best_of_n: the KV pool was full: %zu samples ended early, the worst first\n", d.dropped);
     free(top);
     return status == 0 ? 0 : cli_fail(cli, "sampling", why);
 }

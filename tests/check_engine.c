@@ -376,7 +376,7 @@ START_TEST(test_search_empty_prompt_and_full_pool)
     ck_assert(why[0] != '\0');
     ck_assert_uint_eq(deft_tree_path_len(tree, deft_tree_root(tree)), 0);
     ck_assert_msg(beam_search(e, tree, ids, n, &o, &r, &why) == 0, "%s", why);
-    ck_assert(r.full && r.n_beams > 0);
+    ck_assert(r.full && r.dropped > 0 && r.n_beams > 0);
     ck_assert(deft_tree_check(tree) == DEFT_OK);
     beam_result_free(&r);
     free(ids);

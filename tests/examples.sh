@@ -119,6 +119,10 @@ grep -q "^> 24=1,2,3,4;" "$work/out" || fail "the second prompt of a file is mis
 run 1 speculative -m "$model" --device cpu -p "@$work/missing"
 run 0 best_of_n -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 100 --tokens 24
 grep -q "^most end with [0-9]*: " "$work/out" || fail "a hundred samples end with nothing"
+run 0 best_of_n -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 20 --tokens 24 --pool 100
+grep -q "the worst first" "$work/err" && grep -q "^1\. mean.* 24 tokens" "$work/out" || fail "a full pool stops best_of_n"
+run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 6 --tokens 24 --pool 64
+grep -q "the worst first" "$work/err" && grep -q "^6\. score" "$work/out" || fail "a full pool stops beam_search"
 run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12
 grep -q "^3\. score" "$work/out" || fail "no third beam"
 

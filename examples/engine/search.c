@@ -250,6 +250,18 @@ static int compute(search_t *s)
     return engine_step(s->e, rows, s->n_live, s->o->flags, &out);
 }
 
+/* How many of n choices there is room for: the best go on, and those that are left out make more. */
+static size_t fitting(search_t *s, size_t n)
+{
+    deft_info_t info = { .struct_size = sizeof(info) };
+
+    if (s->o->copies || deft_ctx_info(engine_ctx(s->e), &info) != DEFT_OK)
+        return n;
+    const size_t left = info.pool_tokens - info.live_tokens, fit = left > 0 ? left : 1;
+    s->r->dropped += n > fit ? n - fit : 0;
+    return n < fit ? n : fit;
+}
+
 static int rounds(search_t *s, const char **why)
 {
     choice_t choices[MAX_BEAMS * (MAX_BEAMS + 1)], kept[MAX_BEAMS];
@@ -263,6 +275,7 @@ static int rounds(search_t *s, const char **why)
         size_t n = survive(s, choices, choose(s, choices), kept, keeps_node);
         if (n == 0 || s->r->n_beams >= s->o->beams)
             break;
+        n = fitting(s, n);
         deft_status_t status = advance(s, kept, n, keeps_node);
         if (status == DEFT_ERR_NOSPACE) {
             s->r->full = 1;

@@ -32,7 +32,8 @@ typedef struct beam_result {
     beam_t *beams; /* by falling score */
     size_t n_beams;
     size_t steps;
-    int full;      /* the KV pool was full: the search ended with what it had */
+    size_t dropped; /* choices left out because the KV pool was full, the worst first */
+    int full;      /* there was no room for a single one: the search ended with what it had */
     int stopped;   /* progress() ended it */
 } beam_result_t;
 
