@@ -157,6 +157,12 @@ paper: deft_bench
 	    python3 $(srcdir)/tests/paper/report.py "$${out:-paper}"
 .PHONY: paper
 
+# What check-threads runs.
+threads_tests = tests/check_ctx tests/check_step tests/check_attn tests/check_props tests/check_invariant tests/stress_tree
+if HAVE_ENGINE
+threads_tests += tests/check_matmul tests/check_engine
+endif
+
 # What check-valgrind runs.
 valgrind_tests = tests/check_ctx tests/check_tree tests/check_pool tests/check_step \
 	tests/check_props tests/check_invariant

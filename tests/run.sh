@@ -6,7 +6,7 @@
 #
 #   plain      build with -Werror, make check
 #   asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer
-#   tsan       the same under ThreadSanitizer
+#   tsan       the tests with threads under ThreadSanitizer (make check-threads)
 #   valgrind   the unit tests under memcheck (make check-valgrind)
 #   install    make install: pages, pkg-config, the first program of README.md
 #   nocuda     a build without CUDA has no trace of it
@@ -82,7 +82,7 @@ stage_tsan() {
         make_in "$base/tsan" || return 1
     # shellcheck disable=SC2086
     limited $fixed \
-        make -C "$base/tsan" -j"$jobs" check VERBOSE=1
+        make -C "$base/tsan" -j"$jobs" check-threads VERBOSE=1
 }
 
 stage_valgrind() {
