@@ -34,7 +34,7 @@ EXTRA_DIST += lib/libdeft.map
 
 if HAVE_AVX2
 noinst_LTLIBRARIES += libdeft_avx2.la
-libdeft_avx2_la_SOURCES = lib/attn_avx2.c lib/attn_tile.h
+libdeft_avx2_la_SOURCES = lib/attn_avx2.c lib/attn_rank.h lib/attn_tile.h
 libdeft_avx2_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx2_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX2_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx2.la
@@ -42,7 +42,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx2.la
 endif
 if HAVE_AVX512
 noinst_LTLIBRARIES += libdeft_avx512.la
-libdeft_avx512_la_SOURCES = lib/attn_avx512.c lib/attn_avx512.h lib/attn_tile.h
+libdeft_avx512_la_SOURCES = lib/attn_avx512.c lib/attn_avx512.h lib/attn_rank.h lib/attn_tile.h
 libdeft_avx512_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx512_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512.la
