@@ -23,7 +23,8 @@ libengine_la_SOURCES = \
 	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
-engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/forward_kernels.cu examples/engine/forward_kernels.h
+engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/forward_cuda.h examples/engine/forward_load.c \
+	examples/engine/forward_products.c examples/engine/forward_kernels.cu examples/engine/forward_kernels.h
 if HAVE_CUBLAS
 libengine_la_SOURCES += $(engine_cuda_sources)
 libengine_la_CPPFLAGS += $(CUDA_CPPFLAGS) -DHAVE_CUDA=1
