@@ -10,8 +10,9 @@
  *   unfused    tree attention by cuBLAS: QK^T over the tree, mask, softmax, PV (bench_unfused.cu)
  *
  * Times are the device's, from the start of a step's graph to its end, candidates of all rows
- * included; `gap` is what lies between two steps. floor: the products alone, in a graph, at the step's
- * rows, and the attention limit of bench_cuda.cu for each layer. */
+ * included; `gap` is what lies between two steps. The floor of a step is the products alone, in a graph,
+ * at its rows, measured when that many come first and again in the middle, and the attention limit of
+ * bench_cuda.cu for each layer. */
 #include "bench.h"
 
 #include <cuda_runtime_api.h>
@@ -38,7 +39,7 @@ typedef struct replay_options {
 
 typedef struct totals {
     uint64_t steps, begun, rows, digest; /* steps: whose time is known */
-    double device_ms, wall_s, gap_ms, plan_us, floor_ms, products_ms, limit_ms, prefill_s;
+    double device_ms, wall_s, gap_ms, plan_us, products_ms, limit_ms, prefill_s;
     double unique, logical, unfused; /* bytes */
     double parts[3];                 /* seconds of products, attention, rest in the middle of a search */
     double used_gib, moved_mib;      /* device memory at the end; how much of it came after the start, */
@@ -163,7 +164,6 @@ static void take_bytes(replay_t *r)
     sum->unfused += (double)(t->unfused_bytes - r->last.unfused_bytes);
     sum->products_ms += r->products[r->rows];
     sum->limit_ms += limit;
-    sum->floor_ms += r->products[r->rows] + limit;
     r->last.plan = t->plan;
     r->last.kv_unique_bytes = t->kv_unique_bytes;
     r->last.kv_logical_bytes = t->kv_logical_bytes;
@@ -555,13 +555,13 @@ static void print_mode(const replay_t *r)
     free(sorted);
     printf("{\"workload\":\"%s\",\"model\":\"%s\",\"mode\":\"%s\",\"steps\":%llu,\"rows\":%.2f,"
            "\"step_ms\":%.4f,\"median_ms\":%.4f,\"total_s\":%.4f,\"wall_s\":%.4f,\"gap\":%.4f,\"plan_us\":%.2f,"
-           "\"floor_ms\":%.4f,\"products_ms\":%.4f,\"limit_ms\":%.4f,\"over_floor\":%.4f,\"prefill_s\":%.4f,"
+           "\"products_ms\":%.4f,\"limit_ms\":%.4f,\"prefill_s\":%.4f,"
            "\"kv_unique\":%.0f,\"kv_logical\":%.0f,\"unfused\":%.0f,\"part_products_ms\":%.4f,"
            "\"part_attention_ms\":%.4f,\"part_rest_ms\":%.4f,\"used_gib\":%.3f,\"moved_mib\":%.1f,"
            "\"difference\":%.4f,\"digest\":\"%016llx\"}\n",
            r->o->name, r->o->model ? "file" : r->o->geometry, mode_names[r->mode], (unsigned long long)t->steps,
            (double)t->rows / n, t->device_ms / n, median, t->device_ms * 1e-3, t->wall_s, t->gap_ms / (t->device_ms + t->gap_ms),
-           t->plan_us / n, t->floor_ms / n, t->products_ms / n, t->limit_ms / n, t->device_ms / t->floor_ms, t->prefill_s,
+           t->plan_us / n, t->products_ms / n, t->limit_ms / n, t->prefill_s,
            t->unique, t->logical, t->unfused, 1e3 * t->parts[0], 1e3 * t->parts[1], 1e3 * t->parts[2], t->used_gib,
            t->moved_mib, t->difference, (unsigned long long)t->digest);
     fflush(stdout);
