@@ -109,7 +109,8 @@ size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out)
 
 int32_t sampler_pick(sampler_t *s, const candidate_t *top, size_t k)
 {
-    double p[SAMPLER_CANDIDATES], sum = 0, kept = 0;
+    float p[SAMPLER_CANDIDATES] = { 0 };
+    double sum = 0, kept = 0;
     size_t m = 0;
 
     k = k < SAMPLER_CANDIDATES ? k : SAMPLER_CANDIDATES;
@@ -117,13 +118,17 @@ int32_t sampler_pick(sampler_t *s, const candidate_t *top, size_t k)
     if (!(s->temperature > 0))
         return top[0].id;
     for (size_t i = 0; i < k; i++)
-        sum += p[i] = exp((double)(top[i].logprob - top[0].logprob) / (double)s->temperature);
+        p[i] = (top[i].logprob - top[0].logprob) / s->temperature;
+    for (size_t i = 0; i < k; i += LANES) /* SAMPLER_CANDIDATES is a multiple */
+        *(vf *)(p + i) = exp_of(*(vf *)(p + i));
+    for (size_t i = 0; i < k; i++)
+        sum += (double)p[i];
     double limit = s->top_p > 0 && s->top_p < 1 ? (double)s->top_p * sum : sum;
     while (m < k && kept < limit)
-        kept += p[m++];
+        kept += (double)p[m++];
     double at = sampler_uniform(s) * kept;
     for (size_t i = 0; i < m; i++)
-        if ((at -= p[i]) < 0)
+        if ((at -= (double)p[i]) < 0)
             return top[i].id;
     return top[m > 0 ? m - 1 : 0].id;
 }
