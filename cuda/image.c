@@ -173,7 +173,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
                                   .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
         for (uint32_t w = 0; w < 2; w++)
             flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;
-        if (c->slot != b->copies[first].slot + used)
+        if (c->slot != b->copies[first].slot + used || ((c->at ^ b->copies[first].at) & IDEFT_STREAM) != 0)
             dense = 0;
         used += n;
         cursor->token += n;

@@ -15,7 +15,7 @@
  *   part_list   uint32 [...]
  *
  * A unit of work is (record, KV head): unit u is record u / Hkv and head u % Hkv, so that a block
- * knows its first record before it has read anything. by_head, where records read the same KV, it is
+ * knows its first record before it has read anything. by_head, where narrow records read the same KV, it is
  * record u % n_records and head u / n_records: blocks that ask for the same at a time share a request.
  * Rows here are query rows in the order of the plan; a record's matrix has G of them each, one a query
  * head: matrix row i is query row i / G. */
@@ -63,7 +63,7 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
 #define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
 #define IDEFT_FINAL 16u /* << warpgroup: no later tile of the unit is its */
 #define IDEFT_LAST 64u /* no tile of the unit follows */
-#define IDEFT_DENSE 128u /* in every copy: their slots follow each other, the first fetches all */
+#define IDEFT_DENSE 128u /* in every copy: their slots follow each other, the first fetches all in its way */
 
 #define IDEFT_DIRECT 0x80000000u /* in a row's token: it is in this group alone */
 

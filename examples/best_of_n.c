@@ -49,19 +49,19 @@ typedef struct drawing {
     size_t dropped;  /* samples that had to end for want of room */
 } drawing_t;
 
-/* Make room in the pool: what has ended goes first, then the worst. Returns whether there was something. */
+/* Make room in the pool for `keep`: what has ended goes first, then the worst. 0: that is `keep` itself. */
 static int drop_worst(drawing_t *d, const sample_t *keep)
 {
     sample_t *worst = NULL;
 
     for (size_t i = 0; i < d->n; i++) {
         sample_t *s = &d->list[i];
-        if (s == keep || s->n == 0 || deft_tree_path_len(d->tree, s->node) == 0)
+        if (s->n == 0 || deft_tree_path_len(d->tree, s->node) == 0)
             continue; /* nothing is to be had */
         if (!worst || s->done > worst->done || (s->done == worst->done && score(s) < score(worst)))
             worst = s;
     }
-    if (!worst)
+    if (!worst || worst == keep)
         return 0;
     (void)deft_tree_prune(d->tree, worst->node);
     d->dropped += (size_t)!worst->done;

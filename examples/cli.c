@@ -238,13 +238,15 @@ static struct watched {
     int lines, column;   /* of the last picture */
 } watched;
 
-/* Lines to stderr, cut at the width; their characters may have several bytes. */
+/* Lines to stderr, cut at the width. Of UTF-8 the first byte tells the columns, near enough: 0xe3 and up are
+ * the wide scripts, and pictures. */
 static int write_narrow(void *arg, const char *text, size_t n)
 {
     (void)arg;
     for (size_t i = 0; i < n; i++) {
         watched.lines += text[i] == '\n';
-        watched.column = text[i] == '\n' ? 0 : watched.column + (((unsigned char)text[i] & 0xc0) != 0x80);
+        const unsigned char c = (unsigned char)text[i];
+        watched.column = c == '\n' ? 0 : watched.column + ((c & 0xc0) == 0x80 ? 0 : c >= 0xe3 ? 2 : 1);
         if (watched.column <= WIDTH)
             fputc(text[i], stderr);
     }

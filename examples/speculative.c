@@ -79,13 +79,18 @@ static int decode(const cli_t *cli, const speculate_options_t *options, engine_t
 /* The prompts of a file, a line each, one after the other. */
 static int decode_all(cli_t *cli, const speculate_options_t *options, engine_t *e, totals_t *t)
 {
-    FILE *file = fopen(cli->prompt + 1, "r");
+    const char *name = cli->prompt + 1;
+    FILE *file = fopen(name, "r");
     char *line = NULL;
     size_t room = 0;
     int status = 0;
 
     if (!file)
-        return cli_fail(cli, "cannot read the prompts", cli->prompt + 1);
+        return cli_fail(cli, "cannot read the prompts", name);
+    if (cli->dot) {
+        (void)fclose(file);
+        return cli_fail(cli, "--dot draws one text, not those of a file", name);
+    }
     for (ssize_t n; status == 0 && !cli_interrupted() && (n = getline(&line, &room, file)) > 0;) {
         if (line[n - 1] == '\n')
             line[--n] = '\0';
@@ -95,6 +100,8 @@ static int decode_all(cli_t *cli, const speculate_options_t *options, engine_t *
         printf("%s> %s\n", t->texts > 0 ? "\n" : "", line);
         status = decode(cli, options, e, t);
     }
+    if (status == 0 && (ferror(file) || (t->texts == 0 && !cli_interrupted())))
+        status = cli_fail(cli, "no prompts in", name);
     free(line);
     (void)fclose(file);
     return status;

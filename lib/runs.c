@@ -251,7 +251,10 @@ deft_status_t ideft_runs_join(deft_ctx_t *ctx, ideft_node_t *node, bool *moved_p
     IDEFT_ASSERT(again == DEFT_OK);
     (void)again;
     list_slots(ctx, node, n, move.to, NULL);
-    *moved_p = true;
+    *moved_p = memcmp(move.from, move.to, n * sizeof(*move.to)) != 0;
     move.n = node->computed > kept ? node->computed - kept : 0;
-    return move.n > 0 ? ctx->ops->move(ctx, &move) : DEFT_OK;
+    if (!*moved_p || move.n == 0 || ctx->ops->move(ctx, &move) == DEFT_OK)
+        return DEFT_OK;
+    ctx->lost = true; /* slots without their KV */
+    return ideft_fail(ctx, DEFT_ERR_DEVICE, "the device failed to move %u tokens; the context is lost", n);
 }

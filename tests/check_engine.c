@@ -177,7 +177,6 @@ START_TEST(test_search_tree_equals_copies)
 }
 END_TEST
 
-/* Over drafts the text is that of plain decoding, greedy and drawn with one seed. */
 /* Two texts behind a prompt differ first in token `at`: on a GPU that may be, where two tokens are as good as
  * equal. Returns by how much the first one's logit is larger. */
 static float logit_gap(const int32_t *ids, size_t n, const int32_t *text, size_t at, int32_t other)
@@ -235,6 +234,7 @@ static size_t compare_drafts(const char *text, uint64_t seed, float temperature,
     return accepted;
 }
 
+/* Over drafts the text is that of plain decoding, greedy and drawn with one seed. */
 START_TEST(test_speculation_changes_nothing)
 {
     static const char *const prompts[] = {

@@ -55,7 +55,7 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
 
     T_CHECK(c->count <= IDEFT_TILE_COPIES, "%u copies", c->count);
     for (uint32_t i = 0; i < c->count; i++) {
-        dense &= c[i].slot == c->slot + used;
+        dense &= c[i].slot == c->slot + used && ((c[i].at ^ c->at) & IDEFT_STREAM) == 0;
         T_CHECK((c[i].at & ~IDEFT_STREAM) == used && (c[i].n > 0 || c->used == 0), "copy %u begins at %u, not %u", i, c[i].at, used);
         T_CHECK(i == 0 || c[i].count == 0, "a tile begins inside another");
         used += c[i].n;

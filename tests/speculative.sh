@@ -9,22 +9,25 @@
 # Prints the prompts whose texts part (on a GPU, where two logits are within rounding of each other: check_engine
 # shows by how much), and totals.
 set -eu
-test $# -ge 2 || { sed -n '3,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+test $# -ge 2 || { sed -n '3,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 program=$1/speculative model=$2
 shift 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+prompts=$(dirname "$0")/data/prompts.txt
 totals() { # tokens steps seconds
     awk '/^[0-9]+ tokens/ { n = $1; for (i = 1; i <= NF; i++) if ($i == "in") steps = $(i + 1) } /^text / { rate = $2 }
         END { print n, steps, n / rate }' "$1"
 }
 for draft in 0 16; do
-    "$program" -m "$model" -p "@$(dirname "$0")/data/prompts.txt" --draft $draft "$@" >"$work/$draft" 2>/dev/null </dev/null
+    "$program" -m "$model" -p "@$prompts" --draft $draft "$@" >"$work/$draft" </dev/null
     # the text of each prompt, on one line behind it
-    awk '/^[0-9]+ tokens.* in [0-9]+ steps/ { exit } /^> / && NR > 1 { print line; line = "" } { line = line $0 "\\n" }
-        END { print line }' "$work/$draft" >"$work/texts$draft"
+    awk 'NR == FNR { prompt["> " $0]; next } /^[0-9]+ tokens.* in [0-9]+ steps/ { exit }
+        $0 in prompt && FNR > 1 { print line; line = "" } { line = line $0 "\\n" } END { print line }' \
+        "$prompts" "$work/$draft" >"$work/texts$draft"
 done
+test "$(wc -l <"$work/texts0")" = "$(wc -l <"$work/texts16")"
 parted=0
 while read -r plain <&3 && read -r drafts <&4; do
     test "$plain" = "$drafts" || { parted=$((parted + 1)); printf 'parted: %s\n        %s\n' "$plain" "$drafts"; }

@@ -100,8 +100,12 @@ static int capture(engine_t *e, deft_step_t *step, graph_t *g)
     const cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
     (void)cudaGraphDestroy(graph);
     TRY(e, made);
-    TRY(e, cudaGraphUpload(g->exec, f->stream)); /* what it takes of the device it takes now */
-    return 0;
+    const cudaError_t uploaded = cudaGraphUpload(g->exec, f->stream); /* what it takes of the device it takes now */
+    if (uploaded == cudaSuccess)
+        return 0;
+    (void)cudaGraphExecDestroy(g->exec);
+    g->exec = NULL;
+    return cuda_fail(e, "cudaGraphUpload", uploaded);
 }
 
 static void drop_graph(struct forward *f, uint32_t i)
@@ -245,10 +249,10 @@ static int prepare_with(engine_t *e, deft_step_t *step, size_t rows, size_t k)
     cudaGraphExec_t exec;
 
     for (uint32_t i = 0; i < N_SIZES && sizes[i] <= f->max_rows; i++) {
-        const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs, .k = k };
+        const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs, .k = k }, end = { .n = 1, .k = k };
         if (i <= last && graph_for(e, step, sizes[i], &out, WHOLE, 0, &exec) != 0)
             return -1;
-        if (graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0)
+        if (graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0 || graph_for(e, step, sizes[i], &end, WHOLE, 0, &exec) != 0)
             return -1;
     }
     return 0;
@@ -265,6 +269,7 @@ static int cuda_prepare(engine_t *e, size_t rows, size_t k)
         return FAIL(e, "%zu candidates of %u, and at most %d", k, e->g.vocab, ENGINE_TOP);
     if (engine_wait(e) != 0)
         return -1;
+    e->fw->interrupted = 1;
     TRY_DEFT(e, deft_tree_create(e->ctx, &tree));
     const deft_rows_t row = { tree, deft_tree_root(tree), 1 };
     if (deft_tree_append(tree, row.node, 1, &id) != DEFT_OK || deft_step_begin(e->ctx, &row, 1, 0, &step) != DEFT_OK) {

@@ -99,6 +99,8 @@ int forward_tune(engine_t *e, int kind, uint32_t size)
 
     if (p->ready)
         return 0;
+    if (engine_wait(e) != 0) /* timing uses the events of a step */
+        return -1;
     TRY_LT(e, cublasLtMatrixLayoutCreate(&p->w, type_of(f), f->k[kind], f->n[kind], f->k[kind]));
     TRY_LT(e, cublasLtMatrixLayoutCreate(&p->x, type_of(f), f->k[kind], rows, f->k[kind]));
     TRY_LT(e, cublasLtMatrixLayoutCreate(&p->y, is_float(kind) ? CUDA_R_32F : type_of(f), f->n[kind], rows, f->n[kind]));

@@ -193,7 +193,7 @@ static size_t survive(search_t *s, const choice_t *c, size_t n, choice_t *kept, 
 }
 
 /* Make the kept choices the live beams, with their tokens appended. */
-static deft_status_t advance(search_t *s, const choice_t *kept, size_t n, const int *keeps_node)
+static deft_status_t advance(search_t *s, const choice_t *kept, size_t n)
 {
     live_t old[MAX_BEAMS], kids[MAX_BEAMS], group[MAX_BEAMS];
     size_t n_old = s->n_live, index[MAX_BEAMS];
@@ -205,8 +205,6 @@ static deft_status_t advance(search_t *s, const choice_t *kept, size_t n, const 
         for (size_t i = 0; i < n; i++)
             if (kept[i].parent == p)
                 index[m++] = i;
-        if (m == 0 && !keeps_node[p])
-            drop(s, &old[p]);
         if (m > 0)
             status = branch(s, &old[p], group, m);
         for (size_t j = 0; j < m && status == DEFT_OK; j++)
@@ -250,16 +248,31 @@ static int compute(search_t *s)
     return engine_step(s->e, rows, s->n_live, s->o->flags, &out);
 }
 
-/* How many of n choices there is room for: the best go on, and those that are left out make more. */
-static size_t fitting(search_t *s, size_t n)
+static size_t free_slots(const search_t *s)
 {
     deft_info_t info = { .struct_size = sizeof(info) };
 
-    if (s->o->copies || deft_ctx_info(engine_ctx(s->e), &info) != DEFT_OK)
-        return n;
-    const size_t left = info.pool_tokens - info.live_tokens, fit = left > 0 ? left : 1;
-    s->r->dropped += n > fit ? n - fit : 0;
-    return n < fit ? n : fit;
+    return deft_ctx_info(engine_ctx(s->e), &info) == DEFT_OK ? info.pool_tokens - info.live_tokens : SIZE_MAX;
+}
+
+/* Drop the beams that have no choice left, and in a full pool choices, the worst first, with their beams,
+ * until there is room for a token of each. Returns how many choices are left. */
+static size_t make_room(search_t *s, const choice_t *kept, size_t n, const int *keeps_node)
+{
+    size_t kids[MAX_BEAMS] = { 0 };
+
+    for (size_t i = 0; i < n; i++)
+        kids[kept[i].parent]++;
+    for (size_t p = 0; p < s->n_live; p++)
+        if (kids[p] == 0 && !keeps_node[p])
+            drop(s, &s->live[p]);
+    while (!s->o->copies && n > 1 && n > free_slots(s)) {
+        const size_t p = kept[--n].parent;
+        s->r->dropped++;
+        if (--kids[p] == 0 && !keeps_node[p])
+            drop(s, &s->live[p]);
+    }
+    return n;
 }
 
 static int rounds(search_t *s, const char **why)
@@ -275,8 +288,8 @@ static int rounds(search_t *s, const char **why)
         size_t n = survive(s, choices, choose(s, choices), kept, keeps_node);
         if (n == 0 || s->r->n_beams >= s->o->beams)
             break;
-        n = fitting(s, n);
-        deft_status_t status = advance(s, kept, n, keeps_node);
+        n = make_room(s, kept, n, keeps_node);
+        deft_status_t status = advance(s, kept, n);
         if (status == DEFT_ERR_NOSPACE) {
             s->r->full = 1;
             break;

@@ -4,8 +4,9 @@
  *  contexts on other devices every call here returns DEFT_ERR_UNSUPPORTED.
  *
  *  deft_step_begin() uploads the plan by one asynchronous copy. deft_step_write(), _attend() and
- *  _layer() launch kernels. All of it goes to the context's stream, in order. A slot that prune or
- *  truncate gave back is written again only by later steps, so behind the kernels that read it.
+ *  _layer() launch kernels. deft_tree_defrag() launches one that moves KV. All of it goes to the context's
+ *  stream, in order. A slot that was given back is written again only by what comes later in the stream,
+ *  so behind the kernels that read it; whoever reads the pool in another stream waits for this one.
  *
  *  A forward pass can be captured once and replayed for later steps:
  *
