@@ -25,7 +25,7 @@
 #include "forward_kernels.h"
 #include "model.h"
 
-enum { SEQUENCE = 4, COPIES = 5, UNFUSED = 6, MODES = 7, TOP = 8, MAX_ROWS = 2048, KEPT_STEPS = 48 };
+enum { SEQUENCE = 4, COPIES = 5, UNFUSED = 6, MODES = 7, TOP = 8, MAX_ROWS = 2048, KEPT_STEPS = 48, CURVE_EVERY = 8 };
 static const char *const mode_names[MODES] = { "auto", "node", "node-chunk", "flatten", "sequence", "copies", "unfused" };
 
 typedef struct replay_options {
@@ -569,7 +569,7 @@ static void print_mode(const replay_t *r)
 
 static void write_curve(const replay_t *r, FILE *file)
 {
-    for (uint64_t i = 0; i < r->sum.steps; i++)
+    for (uint64_t i = 0; i < r->sum.steps; i += CURVE_EVERY)
         fprintf(file, "%s %llu %u %.4f\n", mode_names[r->mode], (unsigned long long)i, r->sum.step_rows[i], r->sum.ms[i]);
 }
 
@@ -633,7 +633,7 @@ static int usage(int status)
             "                                    again for more (auto)\n"
             "  --kv f16|bf16                     KV, weights and activations (bf16)\n"
             "  --seed N  --name NAME             (1, the search)\n"
-            "  --curve FILE                      time of every step\n\n"
+            "  --curve FILE                      time of every eighth step\n\n"
             "One line of JSON a mode. Weights of a geometry are random: its times mean something, its text does not.\n");
     return status;
 }

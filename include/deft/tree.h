@@ -2,8 +2,8 @@
 /** @file deft/tree.h  The tree: nodes own runs of tokens, a path from the root is a sequence.
  *
  *  Every call that changes a tree has the strong guarantee: on error the tree, the pool and the
- *  outputs are as they were (but for DEFT_ERR_DEVICE). While a step is open (deft/attention.h) all of them return
- *  DEFT_ERR_BUSY. With DEFT_DEBUG_CHECK set in the environment, each ends in deft_tree_check().
+ *  outputs are as they were (but for DEFT_ERR_DEVICE). While a step is open (deft/attention.h) all of
+ *  them return DEFT_ERR_BUSY. With DEFT_DEBUG_CHECK set in the environment, each ends in deft_tree_check().
  *  Threads: one thread at a time a context; no call here waits, and all but deft_tree_defrag() are work of
  *  the host alone. */
 #ifndef DEFT_TREE_H
@@ -99,7 +99,8 @@ DEFT_API deft_status_t deft_tree_merge(deft_tree_t *tree, deft_node_t node, deft
  *  another tree owns too) into as few runs as free slots allow, KV and all. What is read in one run is
  *  read faster: an accepted draft leaves runs of a token or two, which are joined after
  *  deft_tree_merge(). Handles stay valid and results do not change, but for rounding on CUDA; where
- *  nothing can be joined, nothing is done. The KV moves in the context's stream, after the steps that were ended before.
+ *  nothing can be joined, nothing is done. The KV moves in the context's stream, after the steps that
+ *  were ended before.
  *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM and DEFT_ERR_STATE
  *  (the stream is being captured): unchanged; DEFT_ERR_DEVICE: the context is lost.
  *  Cost: O(tokens moved), and their KV of all layers read and written once. */

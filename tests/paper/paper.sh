@@ -5,7 +5,7 @@
 #     sh tests/paper/paper.sh TRACES OUT [PART]...
 #
 # TRACES: the folder with sorting128.trace, docmerge.trace, APPS_tree_size32.spec and _size64.spec of the
-# paper's data set. OUT gets one line of JSON a run (results.json), the time of every step of one search
+# paper's data set. OUT gets one line of JSON a run (results.json), the time of every eighth step of one search
 # (curve.txt) and the machine (machine.txt). PART: fewshot, drafts, sorting, docmerge, traces8b, scaling,
 # twice; all of them if none is named, about 20 minutes on an H200. Then, where gnuplot is:
 #
