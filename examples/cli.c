@@ -303,20 +303,24 @@ void cli_print_work(const engine_t *e, size_t alone, double seconds)
 {
     const engine_times_t *t = engine_times(e);
     const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes, steps = (double)(t->steps ? t->steps : 1);
+    const double running = seconds - t->captured;
 
     printf("computed   %llu tokens", (unsigned long long)t->rows);
     if (alone > 0)
         printf("; %zu if every line were a sequence of its own", alone);
     printf("\nKV read    %.1f MB; sequence attention would read %.1f MB (%.1fx)\n", unique * 1e-6, logical * 1e-6,
            unique > 0 ? logical / unique : 0.0);
-    printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / seconds,
-           seconds, 1e3 * seconds / steps, 1e3 * t->plan / steps);
+    printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / running,
+           running, 1e3 * running / steps, 1e3 * t->plan / steps);
     if (t->device > 0)
-        printf("model      %.1f%% of the time on the GPU; search, planning and launches %.1f%% on the CPU\n",
-               100 * t->device / seconds, 100 - 100 * t->waited / seconds);
+        printf("model      %.1f%% of the time on the GPU; on the CPU planning %.1f%%, launches %.1f%%, search %.1f%%\n",
+               100 * t->device / running, 100 * t->plan / running, 100 * t->rest / running,
+               100 * (1 - (t->plan + t->rest + t->waited) / running));
     else
         printf("model      %.1f%% of the time; the rest is search, planning and sampling\n",
-               100 * (t->matmul + t->attention + t->rest) / seconds);
+               100 * (t->matmul + t->attention + t->rest) / running);
+    if (t->captured > 0)
+        printf("start      %.2f s more, for the products and graphs of each size of step\n", t->captured);
 }
 
 /* Graphviz makes the SVG; the file's name is for it alone, not for a shell. */

@@ -67,4 +67,5 @@ examples_tot_LDADD = $(cli_libs)
 endif
 
 EXTRA_DIST += examples/countdown/countdown.gguf examples/countdown/compare.sh examples/countdown/cpu/results.txt \
-	examples/countdown/cpu/soak.svg examples/countdown/cpu/soak.txt examples/countdown/cpu/solved.svg examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh
+	examples/countdown/cpu/soak.svg examples/countdown/cpu/soak.txt examples/countdown/cpu/solved.svg \
+	examples/countdown/h200/results.txt examples/countdown/h200/solved.svg examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh

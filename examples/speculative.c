@@ -39,7 +39,7 @@ static void print_totals(const engine_t *e, const totals_t *t)
            decoded / steps);
     printf("guesses    %zu, of which %zu were right\n", t->drafted, t->accepted);
     cli_print_work(e, 0, t->seconds);
-    printf("text       %.1f tokens a second, prompt included\n", (double)t->n / t->seconds);
+    printf("text       %.1f tokens a second, prompt included\n", (double)t->n / (t->seconds - engine_times(e)->captured));
 }
 
 static int decode(const cli_t *cli, const speculate_options_t *options, engine_t *e, totals_t *t)

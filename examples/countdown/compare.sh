@@ -8,9 +8,36 @@
 # BUILD: where tot, mcts and countdown/generate were built (./examples). OUT gets problems.txt, results.txt
 # (method, setting, solved, of, tokens, seconds) and, where gnuplot is, solved.svg and solved.png. OPTIONs
 # are for the programs: --device cuda, --threads 2. The last two lines are one search twice for the same
-# time, by tree attention and by a sequence for each leaf.
+# time, by tree attention and by a sequence for each leaf. Where gnuplot is on another machine:
+#
+#     sh examples/countdown/compare.sh plot OUT
 set -eu
-test $# -ge 3 || { sed -n '3,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+test $# -ge 3 || test "${1:-}" = plot || { sed -n '3,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+plot() {
+    for form in svg png; do
+        gnuplot <<END
+set terminal $(test $form = svg && echo 'svg size 1100,450 font "sans,14"' || echo 'pngcairo size 1100,450 font "sans,11"')
+set output "$out/solved.$form"
+set multiplot layout 1,2
+set logscale x
+set ylabel "solved, %"
+set yrange [0:100]
+set key bottom right
+set grid
+lines(m) = "< grep '^" . m . " ' $out/results.txt"
+set xlabel "tokens a problem"
+plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (\$5/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
+set xlabel "milliseconds a problem"
+plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (1000*\$6/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
+END
+    done
+}
+if test "$1" = plot; then
+    out=$2
+    plot
+    exit
+fi
+
 build=$1 model=$2 out=$3
 shift 3
 mkdir -p "$out"
@@ -49,22 +76,5 @@ for split in auto sequence; do
     measure $split 128 mcts --samples 4 --explore 0.5 --simulations 128 --split $split --seconds "$seconds" "$@"
 done
 
-command -v gnuplot >/dev/null || exit 0
-for form in svg png; do
-    gnuplot <<END
-set terminal $(test $form = svg && echo 'svg size 1100,450 font "sans,14"' || echo 'pngcairo size 1100,450 font "sans,11"')
-set output "$out/solved.$form"
-set multiplot layout 1,2
-set logscale x
-set ylabel "solved, %"
-set yrange [0:100]
-set key bottom right
-set grid
-lines(m) = "< grep '^" . m . " ' $out/results.txt"
-set xlabel "tokens a problem"
-plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (\$5/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
-set xlabel "milliseconds a problem"
-plot for [m in "greedy best-of-n beam bfs dfs mcts"] lines(m) using (1000*\$6/\$4):(100.0*\$3/\$4) with linespoints linewidth 2 title m
-END
-done
 rm -f "$out/last.txt"
+! command -v gnuplot >/dev/null || plot

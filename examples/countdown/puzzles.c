@@ -185,6 +185,7 @@ static int solve(contest_t *c)
     }
     if (c->n > 1 && engine_prepare(c->e, PUZZLES_ROWS, THOUGHTS_TOP) != 0)
         status = cli_fail(cli, "preparing", engine_error(c->e));
+    engine_reset_times(c->e);
     c->start = cli_seconds();
     if (status == 0 && (!args || (jobs_run(c->e, &jo, run, args, c->n) != 0 && !stop(c))))
         status = cli_fail(cli, "search", engine_error(c->e));

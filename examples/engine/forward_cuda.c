@@ -123,35 +123,46 @@ static void drop_graphs(struct forward *f)
     f->n_graphs = f->next_graph = 0;
 }
 
-/* The graph for this step, captured if it is the first of its kind. */
-static int graph_for(engine_t *e, deft_step_t *step, size_t n, const engine_output_t *out, unsigned parts, uint64_t name,
-                     cudaGraphExec_t *exec_p)
+static int capture_new(engine_t *e, deft_step_t *step, const graph_t *want, cudaGraphExec_t *exec_p)
 {
     struct forward *f = e->fw;
-    const uint32_t rows = sizes[size_index(n)], outputs = out->n > 0 ? sizes[size_index(out->n)] : 0;
 
-    for (uint32_t i = 0; i < f->n_graphs; i++) {
-        const graph_t *g = &f->graph[i];
-        if (g->exec && g->rows == rows && g->outputs == outputs && g->k == out->k && g->parts == parts && g->name == name) {
-            *exec_p = g->exec;
-            return 0;
-        }
-    }
     for (int kind = 0; kind < KINDS; kind++) {
-        const uint32_t size = size_index(kind == HEAD ? outputs : rows);
-        if ((kind < HEAD || outputs > 0) && forward_tune(e, kind, size) != 0)
+        const uint32_t size = size_index(kind == HEAD ? want->outputs : want->rows);
+        if ((kind < HEAD || want->outputs > 0) && forward_tune(e, kind, size) != 0)
             return -1;
     }
     if (f->n_graphs == N_GRAPHS)
         (void)cudaStreamSynchronize(f->stream);
     const uint32_t at = f->n_graphs < N_GRAPHS ? f->n_graphs : f->next_graph++ % N_GRAPHS;
     drop_graph(f, at);
-    f->graph[at] = (graph_t){ rows, outputs, (uint32_t)out->k, parts, name, NULL };
+    f->graph[at] = *want;
     if (capture(e, step, &f->graph[at]) != 0)
         return -1;
     f->n_graphs += at == f->n_graphs;
     *exec_p = f->graph[at].exec;
     return 0;
+}
+
+/* The graph for this step, captured if it is the first of its kind. */
+static int graph_for(engine_t *e, deft_step_t *step, size_t n, const engine_output_t *out, unsigned parts, uint64_t name,
+                     cudaGraphExec_t *exec_p)
+{
+    struct forward *f = e->fw;
+    const graph_t want = { sizes[size_index(n)], out->n > 0 ? sizes[size_index(out->n)] : 0, (uint32_t)out->k, parts, name, NULL };
+
+    for (uint32_t i = 0; i < f->n_graphs; i++) {
+        const graph_t *g = &f->graph[i];
+        if (g->exec && g->rows == want.rows && g->outputs == want.outputs && g->k == want.k && g->parts == parts &&
+            g->name == name) {
+            *exec_p = g->exec;
+            return 0;
+        }
+    }
+    const double start = engine_now(), waited = e->times.waited;
+    const int status = capture_new(e, step, &want, exec_p);
+    e->times.captured += engine_now() - start - (e->times.waited - waited);
+    return status;
 }
 
 /* ---- steps in the stream ---- */

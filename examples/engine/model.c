@@ -349,7 +349,7 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
     deft_step_stats_t stats = { .struct_size = sizeof(stats) };
     engine_times_t *t = &e->times;
     deft_step_t *step;
-    double start = engine_now(), planned, parts = t->matmul + t->attention;
+    double start = engine_now(), planned, counted = t->matmul + t->attention + t->waited + t->captured;
 
     if (begin(e, rows, n_rows, flags, &step) != 0)
         return -1;
@@ -368,7 +368,7 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
         return FAIL(e, "%s", deft_last_error(e->ctx));
     }
     t->plan += planned - start;
-    t->rest += engine_now() - planned - (t->matmul + t->attention - parts);
+    t->rest += engine_now() - planned - (t->matmul + t->attention + t->waited + t->captured - counted);
     t->steps++;
     t->rows += stats.rows;
     t->kv_unique_bytes += stats.kv_unique_bytes * e->g.n_layers;

@@ -39,11 +39,13 @@ typedef struct engine_options {
 
 /* Seconds since engine_reset_times(). Of a step in flight nothing is counted. */
 typedef struct engine_times {
-    double matmul, attention, rest; /* CPU */
+    double plan;
+    double matmul, attention;       /* CPU */
+    double rest;                    /* of a step; CUDA: launches */
+    double waited;                  /* CUDA: by the caller, for the device */
+    double captured;                /* CUDA: choosing products and capturing graphs, at the first step of a size */
     double device;                  /* CUDA: from the start of a step to its end, on the device */
     double gap;                     /* CUDA: from the end of a step to the start of the next */
-    double waited;                  /* CUDA: by the caller, for the device */
-    double plan;
     uint64_t steps, rows;
     uint64_t done;                  /* steps that `device` counts */
     uint64_t kv_unique_bytes, kv_logical_bytes, unfused_bytes; /* all layers, over the steps */
