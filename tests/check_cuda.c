@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* What only a context on CUDA has: captured graphs, bounds, device memory that is short, pointers of
- * the wrong kind, a device that fails. That its results are right is for check_attn, check_props and
- * check_invariant with DEFT_TEST_DEVICE=cuda (cuda.sh). Without a device: exit status 77.
+/* What only a context on CUDA has: captured graphs, several contexts on one device, bounds, device memory
+ * that is short, pointers of the wrong kind, a device that fails. That its results are right is for
+ * check_attn, check_props and check_invariant with DEFT_TEST_DEVICE=cuda (cuda.sh). Without a device: exit
+ * status 77.
  *
  *   check_cuda         everything but the last
  *   check_cuda lost    a device that fails, which ends CUDA for the process */
 #include "config.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,6 +261,82 @@ static void same_bits(void)
     world_end(p.w, &ss);
     sstep_free(&ss);
     pass_free(&p);
+}
+
+/* ---- contexts side by side, a thread each ---- */
+
+typedef struct worker {
+    pthread_t thread;
+    uint32_t heads, kv_heads, dim;
+    uint64_t seed, digest; /* of all outputs */
+} worker_t;
+
+/* A context from its making to its end: growing, captures and replays, while others do the same. */
+static void *search_alone(void *arg)
+{
+    worker_t *worker = arg;
+    deft_config_t cfg = t_config(3000);
+    cudaGraphExec_t exec = NULL;
+    pass_t p;
+    play_t play = { .max_trees = 3, .max_nodes = 120, .max_len = 40, .id_range = 9 };
+
+    cfg.n_q_heads = worker->heads;
+    cfg.n_kv_heads = worker->kv_heads;
+    cfg.head_dim = worker->dim;
+    cfg.kv_type = worker->seed % 2 ? DEFT_F16 : DEFT_BF16;
+    pass_init(&p, &cfg, worker->seed);
+    play.w = p.w;
+    rng_init(&play.rng, worker->seed);
+    T_OK(deft_cuda_reserve(p.w->ctx, MOST_ROWS, 400));
+    grow_trunk(&p, 1000);
+    play_build(&play, p.w->trees[0], SHAPE_LEVELS, 30);
+    worker->digest = 14695981039346656037u; /* FNV-1a, of 16 bits at a time */
+    for (size_t i = 0; i < t_count(60); i++) {
+        sstep_t ss;
+
+        T_OK(world_begin(p.w, NULL, 0, 0, &ss));
+        if (i % 20 == 0) { /* capture now and then, while others allocate and launch */
+            if (exec) {
+                GPU(cudaGraphExecDestroy(exec));
+            }
+            exec = capture(&p, ss.step);
+        }
+        poison(&p);
+        GPU(cudaGraphLaunch(exec, p.stream));
+        fetch(&p, ss.n, p.a);
+        T_OK(deft_cuda_replayed(ss.step));
+        for (size_t j = 0; j < LAYERS * ss.n * p.q_bytes / 2; j++) {
+            worker->digest = (worker->digest ^ p.a[j]) * 1099511628211u;
+        }
+        world_end(p.w, &ss);
+        sstep_free(&ss);
+        grow(&play);
+    }
+    GPU(cudaGraphExecDestroy(exec));
+    pass_free(&p);
+    return NULL;
+}
+
+static void side_by_side(void)
+{
+    worker_t alone[] = { { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 1 }, { .heads = 3, .kv_heads = 3, .dim = 64, .seed = 2 },
+                       { .heads = 4, .kv_heads = 1, .dim = 80, .seed = 3 },  { .heads = 16, .kv_heads = 1, .dim = 256, .seed = 4 },
+                       { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 5 }, { .heads = 8, .kv_heads = 8, .dim = 96, .seed = 6 } };
+    enum { LANES = sizeof(alone) / sizeof(*alone) };
+    worker_t beside[LANES];
+
+    memcpy(beside, alone, sizeof(beside));
+    for (int i = 0; i < LANES; i++) {
+        T_CHECK(pthread_create(&beside[i].thread, NULL, search_alone, &beside[i]) == 0, "no thread %d", i);
+    }
+    for (int i = 0; i < LANES; i++) {
+        (void)pthread_join(beside[i].thread, NULL);
+    }
+    for (int i = 0; i < LANES; i++) {
+        search_alone(&alone[i]);
+        T_CHECK(alone[i].digest == beside[i].digest, "context %d: other bits beside others than alone", i);
+    }
+    printf("side by side: %d contexts, a thread each, gave the bits that each gives alone\n", LANES);
 }
 
 /* ---- bounds and states ---- */
@@ -577,6 +655,7 @@ int main(int argc, char **argv)
         lost();
         return 0;
     }
+    side_by_side(); /* first: kernels are loaded when they are first used */
     refusals();
     pointers();
     own_write();
