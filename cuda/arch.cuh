@@ -55,6 +55,12 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *b)
     asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0];\n}" ::"r"(smem_of(b)) : "memory");
 }
 
+/* As so many threads. */
+__device__ __forceinline__ void barrier_arrive(uint64_t *b, uint32_t count)
+{
+    asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0], %1;\n}" ::"r"(smem_of(b)), "r"(count) : "memory");
+}
+
 __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
 {
 #if __CUDA_ARCH__ >= 900

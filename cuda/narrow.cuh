@@ -92,6 +92,8 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
     constexpr uint32_t GROUPS = D / 8, WARPS = CONSUMERS / 32;
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
     float2 (*state)[16] = (float2 (*)[16])ctl.state;
+    if (a.q_buffers > 1)
+        consumers_meet(); /* nobody reads the states of the unit before any more */
     if (quad == 0)
 #pragma unroll
         for (int r = 0; r < 2; r++)

@@ -55,19 +55,25 @@ __device__ __forceinline__ void put_meta(tile_meta &meta, const ideft_cuda_copy_
 }
 
 #if IDEFT_HOPPER
-/* A lane's copy: all panels at once if it is a whole tile, else as boxes of 32, 16, ..., 1 tokens. Of a
- * dense tile the first lane fetches everything. */
+/* A box of tokens, or a whole tile with all panels. */
+__device__ __forceinline__ void copy_tokens(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t to, uint32_t box,
+                                            uint32_t slot, uint32_t panel, uint32_t plane, uint64_t *full, uint64_t policy)
+{
+    if (c.at & IDEFT_STREAM)
+        stream_box(to, &a.box[box], slot, panel, plane, full, policy);
+    else
+        copy_box(to, &a.box[box], slot, panel, plane, full);
+}
+
+/* A lane's copy: a whole tile, or boxes of 32, 16, ..., 1 tokens. Of a dense tile the first lane fetches
+ * everything. */
 template <int D>
 __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t to,
                                          uint32_t plane, uint64_t *full, uint64_t policy)
 {
-    const bool stream = (c.at & IDEFT_STREAM) != 0;
     const uint32_t first = c.at & ~IDEFT_STREAM, n = !(c.flags & IDEFT_DENSE) ? c.n : first == 0 ? c.used : 0;
     if (n == IDEFT_TILE) {
-        if (stream)
-            stream_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full, policy);
-        else
-            copy_box(to, &a.box[IDEFT_BOXES - 1], c.slot, 0, plane, full);
+        copy_tokens(a, c, to, IDEFT_BOXES - 1, c.slot, 0, plane, full, policy);
         return;
     }
 #pragma unroll 1
@@ -75,12 +81,32 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
         const uint32_t b = 31 - __clz(n - done);
 #pragma unroll
         for (int p = 0; p < D / 64; p++)
-            if (stream)
-                stream_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full, policy);
-            else
-                copy_box(to + (p * IDEFT_TILE + first + done) * 128, &a.box[b], c.slot + done, p, plane, full);
+            copy_tokens(a, c, to + (p * IDEFT_TILE + first + done) * 128, b, c.slot + done, p, plane, full, policy);
         done += 1u << b;
     }
+}
+
+/* Most tiles of a long prefix: one copy, and whoever has rows sees all of it. Then one lane does everything,
+ * and arrives for those who have nothing to say. False: it is another tile. */
+template <int D>
+__device__ __forceinline__ bool put_whole_tile(const ideft_cuda_attend_t &a, control &ctl, const ideft_cuda_copy_t &c,
+                                               uint32_t stage, uint32_t used, uint32_t to, uint32_t plane, uint32_t side,
+                                               uint64_t policy, uint32_t lane)
+{
+    const uint32_t flags = __shfl_sync(~0u, c.flags, 0), n = __shfl_sync(~0u, c.n, 0);
+    uint64_t *full = &ctl.full[stage];
+    if ((side == 0 && ((flags & IDEFT_MASK * 3) != 0 || a.window != 0)) || used != IDEFT_TILE ||
+        (n != IDEFT_TILE && !(flags & IDEFT_DENSE)))
+        return false;
+    if (lane == 0) {
+        if (side == 0)
+            ctl.tile[stage].flags = flags;
+        barrier_expect(full, IDEFT_TILE * D * 2);
+        if (side == 0)
+            barrier_arrive(full, 31);
+        copy_tokens(a, c, to, IDEFT_BOXES - 1, c.slot, 0, plane, full, policy);
+    }
+    return true;
 }
 #endif
 
@@ -106,6 +132,11 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
     const uint32_t k = smem_of(stages + (size_t)stage * 2 * shape<D>::KV_BYTES), v = k + shape<D>::KV_BYTES;
     const uint32_t count = __shfl_sync(~0u, c.count, 0), used = __shfl_sync(~0u, c.used, 0);
     uint64_t *full = &ctl.full[stage];
+#if IDEFT_HOPPER
+    if constexpr (shape<D>::BOXES)
+        if (put_whole_tile<D>(a, ctl, c, stage, used, side == 0 ? k : v, side == 0 ? plane : plane + a.Hkv, side, policy, lane))
+            return;
+#endif
     if (side != 1) {
         const uint32_t flags = __shfl_sync(~0u, c.flags, 0);
         if (lane == 0)
