@@ -4,6 +4,7 @@
 #include <getopt.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -228,14 +229,40 @@ static void label(void *arg, const deft_tree_t *tree, deft_node_t node, char *bu
 
 /* ---- on a terminal ---- */
 
-enum { SHOWN = 16, WIDTH = 79, BAR = 30, EVERY_MS = 100 }; /* lines that wrap could not be drawn over */
+enum { SHOWN = 16, BAR = 30, EVERY_MS = 100 };
+
+int cli_redraw(cli_screen_t *screen, int now)
+{
+    const double at = cli_seconds();
+
+    if (!isatty(STDERR_FILENO) || (!now && at < screen->drawn + 1e-3 * EVERY_MS))
+        return 0;
+    if (screen->lines > 0)
+        fprintf(stderr, "\x1b[%dA\x1b[J", screen->lines);
+    *screen = (cli_screen_t){ .drawn = at };
+    return 1;
+}
+
+void cli_bar(cli_screen_t *screen, size_t done, size_t of, const char *format, ...)
+{
+    const int full = (int)(BAR * done / of);
+    va_list args;
+
+    fprintf(stderr, "[%.*s%*s] %zu/%zu, ", full, "##############################", BAR - full, "", done, of);
+    va_start(args, format);
+    vfprintf(stderr, format, args);
+    va_end(args);
+    fputc('\n', stderr);
+    screen->lines++;
+}
 
 /* The search that cli_begin() began. */
 static struct watched {
     const engine_t *e;
     const deft_tree_t *tree;
-    double start, drawn; /* when */
-    int lines, column;   /* of the last picture */
+    double start;
+    cli_screen_t screen;
+    int column;
 } watched;
 
 /* Lines to stderr, cut at the width. Of UTF-8 the first byte tells the columns, near enough: 0xe3 and up are
@@ -244,10 +271,10 @@ static int write_narrow(void *arg, const char *text, size_t n)
 {
     (void)arg;
     for (size_t i = 0; i < n; i++) {
-        watched.lines += text[i] == '\n';
+        watched.screen.lines += text[i] == '\n';
         const unsigned char c = (unsigned char)text[i];
         watched.column = c == '\n' ? 0 : watched.column + ((c & 0xc0) == 0x80 ? 0 : c >= 0xe3 ? 2 : 1);
-        if (watched.column <= WIDTH)
+        if (watched.column <= CLI_WIDTH)
             fputc(text[i], stderr);
     }
     return 0;
@@ -255,22 +282,15 @@ static int write_narrow(void *arg, const char *text, size_t n)
 
 int cli_progress(void *arg, size_t done, size_t of)
 {
-    const double now = cli_seconds();
-    const int full = (int)(BAR * (done + 1) / of);
-
     (void)arg;
-    if (watched.tree && isatty(STDERR_FILENO) && (done + 1 == of || now > watched.drawn + 1e-3 * EVERY_MS)) {
+    if (watched.tree && cli_redraw(&watched.screen, done + 1 == of)) {
         label_of_t l = { engine_tokenizer(watched.e), 12 };
         const deft_print_t print = { .struct_size = sizeof(print), .write = write_narrow, .label = label, .label_arg = &l,
                                      .max_nodes = SHOWN };
-        if (watched.lines > 0)
-            fprintf(stderr, "\x1b[%dA\x1b[J", watched.lines);
-        watched.lines = watched.column = 0;
+        watched.column = 0;
         (void)deft_tree_print(watched.tree, &print);
-        fprintf(stderr, "[%.*s%*s] %zu/%zu, %.0f tokens a second\n", full, "##############################", BAR - full, "",
-                done + 1, of, (double)engine_times(watched.e)->rows / (now - watched.start + 1e-9));
-        watched.lines++;
-        watched.drawn = now;
+        cli_bar(&watched.screen, done + 1, of, "%.0f tokens a second",
+                (double)engine_times(watched.e)->rows / (cli_seconds() - watched.start + 1e-9));
     }
     return cli_interrupted();
 }

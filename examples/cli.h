@@ -48,6 +48,20 @@ int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids
 /* Print tokens as text, without special ones, with a newline. */
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);
 
+enum { CLI_WIDTH = 79 }; /* of a line of it: one that wraps could not be drawn over */
+
+/* A picture on stderr that is drawn over its last one, where that is a terminal. */
+typedef struct cli_screen {
+    int lines;     /* that it has; whoever draws counts them */
+    double drawn;  /* when */
+} cli_screen_t;
+
+/* Is it time to draw (now: at once)? Then the last picture is gone, and lines are 0. */
+int cli_redraw(cli_screen_t *screen, int now);
+
+/* The last line of a picture: a bar, how much is done, and what else there is to say of it. */
+void cli_bar(cli_screen_t *screen, size_t done, size_t of, const char *format, ...) __attribute__((format(printf, 4, 5)));
+
 /* What the engine did, with and without sharing. alone: tokens to be computed if every line were a sequence
  * of its own; 0: nothing is said of it. */
 void cli_print_work(const engine_t *e, size_t alone, double seconds);

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 typedef struct puzzle {
     const puzzles_t *p;
@@ -22,8 +21,8 @@ typedef struct contest {
     puzzle_t *list;
     size_t n, ended, solved;
     const puzzle_t *latest; /* that was solved */
-    double start, drawn;    /* when */
-    int lines;              /* on the terminal, of the last picture */
+    double start;           /* when */
+    cli_screen_t screen;
 } contest_t;
 
 /* A solution is believed when its steps have been played again. */
@@ -64,27 +63,21 @@ static void run(job_t *job, void *arg)
 
 /* ---- on a terminal ---- */
 
-enum { SHOWN = 20, EVERY_MS = 100, BAR = 20, WIDTH = 79 }; /* lines that wrap could not be drawn over */
+enum { SHOWN = 20 };
 
 /* How far it is: the tree of a single problem as it grows, or a bar over many. */
-static void show(contest_t *c)
+static void show(contest_t *c, int now)
 {
-    const double now = cli_seconds(), rate = (double)engine_times(c->e)->rows / (now - c->start + 1e-9);
-    const int full = (int)(BAR * c->ended / c->n);
-
-    if (c->lines > 0)
-        fprintf(stderr, "\x1b[%dA\x1b[J", c->lines);
-    c->lines = 1;
+    if (!cli_redraw(&c->screen, now))
+        return;
     if (c->n == 1)
-        c->lines += (int)story_print(&c->list[0].t.story, stderr, SHOWN);
-    fprintf(stderr, "[%.*s%*s] %zu/%zu, %zu solved, %.0f tokens a second", full,
-            "####################", BAR - full, "", c->ended, c->n, c->solved, rate);
+        c->screen.lines += (int)story_print(&c->list[0].t.story, stderr, SHOWN);
+    cli_bar(&c->screen, c->ended, c->n, "%zu solved, %.0f tokens a second", c->solved,
+            (double)engine_times(c->e)->rows / (cli_seconds() - c->start + 1e-9));
     if (c->latest) {
-        fprintf(stderr, "\n%s %.*s", c->latest->problem, WIDTH - 1 - (int)strlen(c->latest->problem), c->latest->t.steps);
-        c->lines++;
+        fprintf(stderr, "%s %.*s\n", c->latest->problem, CLI_WIDTH - 1 - (int)strlen(c->latest->problem), c->latest->t.steps);
+        c->screen.lines++;
     }
-    fputc('\n', stderr);
-    c->drawn = now;
 }
 
 /* Before each step: is it enough? */
@@ -92,8 +85,7 @@ static int stop(void *arg)
 {
     contest_t *c = arg;
 
-    if (isatty(STDERR_FILENO) && cli_seconds() > c->drawn + 1e-3 * EVERY_MS)
-        show(c);
+    show(c, 0);
     return cli_enough(c->p->cli, c->e);
 }
 
@@ -189,8 +181,7 @@ static int solve(contest_t *c)
     c->start = cli_seconds();
     if (status == 0 && (!args || (jobs_run(c->e, &jo, run, args, c->n) != 0 && !stop(c))))
         status = cli_fail(cli, "search", engine_error(c->e));
-    if (isatty(STDERR_FILENO))
-        show(c);
+    show(c, 1);
     for (size_t i = 0; i < c->n; i++)
         printf("%s %s\n", c->list[i].problem, c->list[i].right ? c->list[i].t.steps : "not solved");
     print_totals(c);
