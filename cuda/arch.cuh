@@ -55,7 +55,7 @@ __device__ __forceinline__ void barrier_arrive(uint64_t *b)
     asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0];\n}" ::"r"(smem_of(b)) : "memory");
 }
 
-/* As so many threads. */
+/* In place of `count` threads. */
 __device__ __forceinline__ void barrier_arrive(uint64_t *b, uint32_t count)
 {
     asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0], %1;\n}" ::"r"(smem_of(b)), "r"(count) : "memory");

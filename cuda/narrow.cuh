@@ -93,7 +93,7 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
     float2 (*state)[16] = (float2 (*)[16])ctl.state;
     if (a.q_buffers > 1)
-        consumers_meet(); /* nobody reads the states of the unit before any more */
+        consumers_meet(); /* with one, Q could not be here while somebody still reads the states of the unit before */
     if (quad == 0)
 #pragma unroll
         for (int r = 0; r < 2; r++)

@@ -87,7 +87,7 @@ __device__ __forceinline__ void copy_run(const ideft_cuda_attend_t &a, const ide
 }
 
 /* Most tiles of a long prefix: one copy, and whoever has rows sees all of it. Then one lane does everything,
- * and arrives for those who have nothing to say. False: it is another tile. */
+ * and arrives for the lanes that have written nothing. False: it is another tile. */
 template <int D>
 __device__ __forceinline__ bool put_whole_tile(const ideft_cuda_attend_t &a, control &ctl, const ideft_cuda_copy_t &c,
                                                uint32_t stage, uint32_t used, uint32_t to, uint32_t plane, uint32_t side,
@@ -103,7 +103,7 @@ __device__ __forceinline__ bool put_whole_tile(const ideft_cuda_attend_t &a, con
             ctl.tile[stage].flags = flags;
         barrier_expect(full, IDEFT_TILE * D * 2);
         if (side == 0)
-            barrier_arrive(full, 31);
+            barrier_arrive(full, shape<D>::FULL_COUNT - 2); /* all but its own arrival and V's */
         copy_tokens(a, c, to, IDEFT_BOXES - 1, c.slot, 0, plane, full, policy);
     }
     return true;

@@ -48,12 +48,12 @@ int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids
 /* Print tokens as text, without special ones, with a newline. */
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);
 
-enum { CLI_WIDTH = 79 }; /* of a line of it: one that wraps could not be drawn over */
-
-/* A picture on stderr that is drawn over its last one, where that is a terminal. */
+/* A picture on stderr that is drawn over its last one, where that is a terminal. A line that wraps could not
+ * be drawn over. */
+enum { CLI_WIDTH = 79 };
 typedef struct cli_screen {
-    int lines;     /* that it has; whoever draws counts them */
-    double drawn;  /* when */
+    int lines;    /* that it has; whoever draws counts them */
+    double drawn; /* when */
 } cli_screen_t;
 
 /* Is it time to draw (now: at once)? Then the last picture is gone, and lines are 0. */

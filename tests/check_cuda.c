@@ -176,25 +176,33 @@ static void grow(play_t *play)
 
 static size_t n_joined, n_direct; /* steps with partials, and without */
 
-static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, size_t trunk,
-                          uint64_t seed)
+/* A context with a trunk of so many tokens and a tree on it, for random steps. */
+static void begin_play(pass_t *p, play_t *play, deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, size_t trunk,
+                       uint64_t seed)
 {
     deft_config_t cfg = t_config(3000 + trunk);
-    cudaGraphExec_t exec = NULL;
-    pass_t p;
-    play_t play = { .max_trees = 3, .max_nodes = 120, .max_len = 40, .id_range = 9 };
-    const size_t steps = t_count(200);
 
     cfg.n_q_heads = heads;
     cfg.n_kv_heads = kv_heads;
     cfg.head_dim = dim;
     cfg.kv_type = type;
-    pass_init(&p, &cfg, seed);
-    play.w = p.w;
-    rng_init(&play.rng, seed);
-    T_OK(deft_cuda_reserve(p.w->ctx, MOST_ROWS, 400));
-    grow_trunk(&p, trunk);
-    play_build(&play, p.w->trees[0], SHAPE_LEVELS, 30);
+    pass_init(p, &cfg, seed);
+    *play = (play_t){ .w = p->w, .max_trees = 3, .max_nodes = 120, .max_len = 40, .id_range = 9 };
+    rng_init(&play->rng, seed);
+    T_OK(deft_cuda_reserve(p->w->ctx, MOST_ROWS, 400));
+    grow_trunk(p, trunk);
+    play_build(play, p->w->trees[0], SHAPE_LEVELS, 30);
+}
+
+static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, size_t trunk,
+                          uint64_t seed)
+{
+    cudaGraphExec_t exec = NULL;
+    pass_t p;
+    play_t play;
+    const size_t steps = t_count(200);
+
+    begin_play(&p, &play, type, heads, kv_heads, dim, trunk, seed);
     for (size_t i = 0; i < steps; i++) {
         sstep_t ss;
 
@@ -275,21 +283,11 @@ typedef struct worker {
 static void *search_alone(void *arg)
 {
     worker_t *worker = arg;
-    deft_config_t cfg = t_config(3000);
     cudaGraphExec_t exec = NULL;
     pass_t p;
-    play_t play = { .max_trees = 3, .max_nodes = 120, .max_len = 40, .id_range = 9 };
+    play_t play;
 
-    cfg.n_q_heads = worker->heads;
-    cfg.n_kv_heads = worker->kv_heads;
-    cfg.head_dim = worker->dim;
-    cfg.kv_type = worker->seed % 2 ? DEFT_F16 : DEFT_BF16;
-    pass_init(&p, &cfg, worker->seed);
-    play.w = p.w;
-    rng_init(&play.rng, worker->seed);
-    T_OK(deft_cuda_reserve(p.w->ctx, MOST_ROWS, 400));
-    grow_trunk(&p, 1000);
-    play_build(&play, p.w->trees[0], SHAPE_LEVELS, 30);
+    begin_play(&p, &play, worker->seed % 2 ? DEFT_F16 : DEFT_BF16, worker->heads, worker->kv_heads, worker->dim, 1000, worker->seed);
     worker->digest = 14695981039346656037u; /* FNV-1a, of 16 bits at a time */
     for (size_t i = 0; i < t_count(60); i++) {
         sstep_t ss;
@@ -319,24 +317,26 @@ static void *search_alone(void *arg)
 
 static void side_by_side(void)
 {
-    worker_t alone[] = { { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 1 }, { .heads = 3, .kv_heads = 3, .dim = 64, .seed = 2 },
-                       { .heads = 4, .kv_heads = 1, .dim = 80, .seed = 3 },  { .heads = 16, .kv_heads = 1, .dim = 256, .seed = 4 },
-                       { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 5 }, { .heads = 8, .kv_heads = 8, .dim = 96, .seed = 6 } };
-    enum { LANES = sizeof(alone) / sizeof(*alone) };
-    worker_t beside[LANES];
+    worker_t alone[] = {
+        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 1 }, { .heads = 3, .kv_heads = 3, .dim = 64, .seed = 2 },
+        { .heads = 4, .kv_heads = 1, .dim = 80, .seed = 3 },  { .heads = 16, .kv_heads = 1, .dim = 256, .seed = 4 },
+        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 5 }, { .heads = 8, .kv_heads = 8, .dim = 96, .seed = 6 },
+    };
+    enum { WORKERS = sizeof(alone) / sizeof(*alone) };
+    worker_t beside[WORKERS];
 
     memcpy(beside, alone, sizeof(beside));
-    for (int i = 0; i < LANES; i++) {
+    for (int i = 0; i < WORKERS; i++) {
         T_CHECK(pthread_create(&beside[i].thread, NULL, search_alone, &beside[i]) == 0, "no thread %d", i);
     }
-    for (int i = 0; i < LANES; i++) {
+    for (int i = 0; i < WORKERS; i++) {
         (void)pthread_join(beside[i].thread, NULL);
     }
-    for (int i = 0; i < LANES; i++) {
+    for (int i = 0; i < WORKERS; i++) {
         search_alone(&alone[i]);
         T_CHECK(alone[i].digest == beside[i].digest, "context %d: other bits beside others than alone", i);
     }
-    printf("side by side: %d contexts, a thread each, gave the bits that each gives alone\n", LANES);
+    printf("side by side: %d contexts, a thread each, gave the bits that each gives alone\n", WORKERS);
 }
 
 /* ---- bounds and states ---- */

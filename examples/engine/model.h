@@ -102,8 +102,8 @@ int engine_wait(engine_t *engine);
 int engine_collect(engine_t *engine); /* the oldest step under way: 1, 0 if there is none, or -1 */
 
 /* CUDA: choose the products and capture the graphs of steps of 1 to `rows` rows whose k best candidates
- * are wanted, and of batches of a prompt (of none of their rows, or of the last), so that such a step allocates nothing and none takes longer
- * than the next. Needs a free slot of the pool. 0, or -1. */
+ * are wanted, and of batches of a prompt (of none of their rows, or of the last), so that such a step
+ * allocates nothing and none takes longer than the next. Needs a free slot of the pool. 0, or -1. */
 int engine_prepare(engine_t *engine, size_t rows, size_t k);
 
 /* Append n tokens to a node and compute them in batches of `batch` rows (0: 256, on CUDA max_rows).

@@ -214,9 +214,8 @@ def main():
     cells = load(out)
     with open(os.path.join(out, "machine.txt")) as f:
         machine = f.read().split("\n")
-    text = [f"{machine[0]}; {machine[1]}. Weights of these geometries are random: for time, not for text.", "",
-            *(line for line in machine[2:] if line), "",
-            "## End to end", ""] + end_to_end(cells)
+    text = [f"{machine[0]}; {machine[1]}. Weights of these geometries are random: for time, not for text.",
+            *machine[2:-1], "", "## End to end", ""] + end_to_end(cells)
     text += ["## Attention of all layers, in the middle of the search", ""] + attention(cells)
     text += ["## Bytes", ""] + bytes_moved(cells) + ["## Where a step goes", ""] + parts(cells)
     text += ["## Splits (20 leaves, prompt 4,000), milliseconds a step", ""] + splits(cells)
