@@ -3,7 +3,7 @@
 # their code cannot leak into what runs on every processor.
 lib_LTLIBRARIES += libdeft.la
 
-deft_cppflags = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_builddir) -I$(top_srcdir)/lib
+deft_cppflags = $(public_cppflags) -DDEFT_BUILDING -I$(top_builddir) -I$(top_srcdir)/lib
 deft_isa_cflags = $(DEFT_CFLAGS) -O3
 
 libdeft_la_SOURCES = \

@@ -125,7 +125,7 @@ stage_install() {
     pages=$base/plain/stage/share/man
     while read -r name; do
         test -f "$pages/man3/$name.3" || { echo "$name.3 is not installed"; return 1; }
-    done <tests/symbols.txt
+    done <tests/gates/symbols.txt
     test -f "$pages/man7/deft.7" || { echo "deft.7 is not installed"; return 1; }
     (first_program "$base/plain/stage")
 }

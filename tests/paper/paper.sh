@@ -15,7 +15,7 @@ test $# -ge 2 || { sed -n '3,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 traces=$1 out=$2
 shift 2
 test $# -gt 0 || set -- fewshot drafts sorting docmerge traces8b scaling twice
-bench=${DEFT_BENCH:-./deft_bench}
+bench=${DEFT_BENCH:-tests/bench/deft_bench}
 mkdir -p "$out"
 
 replay() {

@@ -221,6 +221,6 @@ int main(void)
         test_print_while_a_step_is_open,
     };
 
-    return suite_run("print", fixture_setup, fixture_teardown, tests,
+    return suite_run("tree_print", fixture_setup, fixture_teardown, tests,
                      sizeof(tests) / sizeof(tests[0]));
 }

@@ -4,7 +4,7 @@
  * bytes say: no crash, deft_tree_check() holds after every operation, statuses are those that the
  * headers name, and playing the bytes twice gives the same result to the bit.
  *
- * With FUZZING defined it is a libFuzzer target; else main() replays tests/corpus/ (or the files
+ * With FUZZING defined it is a libFuzzer target; else main() replays fuzz_corpus/ (or the files
  * given) and random inputs: fuzz_ops [file...]. */
 #include "util.h"
 
@@ -374,7 +374,7 @@ static size_t replay_corpus(void)
     size_t n = 0;
     DIR *dir;
 
-    snprintf(path, sizeof(path), "%s/tests/corpus", srcdir != NULL ? srcdir : ".");
+    snprintf(path, sizeof(path), "%s/tests/unit/fuzz_corpus", srcdir != NULL ? srcdir : ".");
     dir = opendir(path);
     if (dir == NULL) {
         printf("no corpus at %s\n", path);

@@ -134,7 +134,7 @@ static void run_variant(const problem_t *p, size_t index, const char *what, cons
     judge_t j = { .p = p, .what = what, .record = record, .first = first,
                   .same_bits = same_bits };
 
-    t_note("check_attn %zu seed %#llx: %s, D %u, heads %u x %u, layers %u, shape %d, %zu nodes, "
+    t_note("test_attention %zu seed %#llx: %s, D %u, heads %u x %u, layers %u, shape %d, %zu nodes, "
            "window %u, windows %d, softcap %g, sinks %d, scale %g | %s: device %d isa %s split %s "
            "chunk %u threads %u fresh %d flags %llu",
            index, (unsigned long long)p->seed, t_type_name(p->kv_type), p->head_dim,
@@ -244,5 +244,5 @@ int main(void)
         test_attn_random_bf16,
     };
 
-    return suite_run("attn", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+    return suite_run("attention", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/** @file device.h  Device memory for tests: contexts on CUDA take pointers to it. In a build without
- *  CUDA there is no device. */
-#ifndef DEFT_TEST_DEVICE_H
-#define DEFT_TEST_DEVICE_H
+/** @file device_memory.h  Device memory for tests: contexts on CUDA take pointers to it. In a build
+ *  without CUDA there is no device. */
+#ifndef DEFT_TEST_DEVICE_MEMORY_H
+#define DEFT_TEST_DEVICE_MEMORY_H
 
 #include <stdbool.h>
 #include <stddef.h>

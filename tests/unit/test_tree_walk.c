@@ -355,6 +355,6 @@ int main(void)
         test_tree_user_pointers_stay,
     };
 
-    return suite_run("walk", fixture_setup, fixture_teardown, tests,
+    return suite_run("tree_walk", fixture_setup, fixture_teardown, tests,
                      sizeof(tests) / sizeof(tests[0]));
 }

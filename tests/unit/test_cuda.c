@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* What only a context on CUDA has: captured graphs, several contexts on one device, bounds, device memory
  * that is short, pointers of the wrong kind, a device that fails. That its results are right is for
- * check_attn, check_props and check_invariant with DEFT_TEST_DEVICE=cuda (cuda.sh). Without a device: exit
- * status 77.
+ * test_attention, test_attention_properties and test_batch_invariance with DEFT_TEST_DEVICE=cuda
+ * (cuda.sh). Without a device: exit status 77.
  *
- *   check_cuda         everything but the last
- *   check_cuda lost    a device that fails, which ends CUDA for the process */
+ *   test_cuda          everything but the last
+ *   test_cuda lost     a device that fails, which ends CUDA for the process */
 #include "config.h"
 
 #include <pthread.h>
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "device.h"
+#include "device_memory.h"
 #include "problem.h"
 
 #ifdef HAVE_CUDA
@@ -206,7 +206,7 @@ static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, 
     for (size_t i = 0; i < steps; i++) {
         sstep_t ss;
 
-        t_note("check_cuda graph %s %u/%u x %u seed %llu, step %zu", t_type_name(type), heads, kv_heads, dim,
+        t_note("test_cuda graph %s %u/%u x %u seed %llu, step %zu", t_type_name(type), heads, kv_heads, dim,
                (unsigned long long)seed, i);
         T_OK(world_begin(p.w, NULL, 0, 0, &ss));
         T_CHECK(ss.n <= MOST_ROWS, "%zu rows", ss.n);

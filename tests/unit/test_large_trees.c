@@ -122,5 +122,5 @@ int main(void)
         test_tree_of_a_very_deep_chain,
     };
 
-    return suite_run("large", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+    return suite_run("large_trees", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

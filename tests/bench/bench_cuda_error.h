@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* For benchmarks in CUDA: end with a message unless a call of the runtime succeeds. */
-#ifndef BENCH_GPU_H
-#define BENCH_GPU_H
+#ifndef BENCH_CUDA_ERROR_H
+#define BENCH_CUDA_ERROR_H
 
 #define GPU(_call)                                                                                    \
     do {                                                                                              \

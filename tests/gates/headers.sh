@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Each public header compiles alone, and twice, as C99 and as C++17 without a warning.
 set -eu
-: "${top_srcdir:=$(dirname "$0")/..}" "${top_builddir:=.}" "${CC:=cc}" "${CXX:=g++}"
+: "${top_srcdir:=$(dirname "$0")/../..}" "${top_builddir:=.}" "${CC:=cc}" "${CXX:=g++}"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

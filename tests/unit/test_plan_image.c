@@ -256,8 +256,8 @@ START_TEST(test_image_every_row_meets_its_path_once)
         }
         p.n_layers = 1;
         p.head_dim = 64;
-        t_note("check_image %zu seed %#llx: ratio %u, shape %d, %zu nodes, window %u, machine %u, split %s, chunk %u, "
-               "flags %llu", i, (unsigned long long)seed, p.ratio, p.shape, p.n_nodes, p.window, machine,
+        t_note("test_plan_image %zu seed %#llx: ratio %u, shape %d, %zu nodes, window %u, machine %u, "
+               "split %s, chunk %u, flags %llu", i, (unsigned long long)seed, p.ratio, p.shape, p.n_nodes, p.window, machine,
                t_split_name(v.split), v.chunk, (unsigned long long)v.flags);
         problem_run(&p, &v, on_step, &machine);
     }
@@ -269,5 +269,5 @@ int main(void)
 {
     const TTest *const tests[] = { test_image_every_row_meets_its_path_once };
 
-    return suite_run("image", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+    return suite_run("plan_image", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

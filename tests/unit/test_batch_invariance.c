@@ -274,7 +274,7 @@ static void run_type(deft_dtype_t type)
         cfg.n_q_heads = cfg.n_kv_heads * ratios[rng_below(&rng, 5)];
         cfg.window = rng_chance(&rng, 0.2) ? 1 + (uint32_t)rng_below(&rng, 90) : 0;
         cfg.softcap = rng_chance(&rng, 0.2) ? 20 : 0;
-        t_note("check_invariant %zu seed %#llx: %s, isa %s (device %d), split %s, D %u, heads "
+        t_note("test_batch_invariance %zu seed %#llx: %s, isa %s (device %d), split %s, D %u, heads "
                "%u/%u, window %u", i, (unsigned long long)seed, t_type_name(type),
                t_isa_name(cfg.isa), cfg.device, t_split_name(cfg.split), cfg.head_dim,
                cfg.n_q_heads, cfg.n_kv_heads, cfg.window);
@@ -313,5 +313,5 @@ int main(void)
         test_attn_invariant_bf16,
     };
 
-    return suite_run("invariant", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+    return suite_run("batch_invariance", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/** @file gguf_file.h  What the suites on the engine's GGUF reader and tokenizer share: a writer of
+/** @file gguf_fixture.h  What the suites on the engine's GGUF reader and tokenizer share: a writer of
  *  GGUF files, memory that faults on any over-read, mutations, and fixture files. */
-#ifndef DEFT_TEST_GGUF_FILE_H
-#define DEFT_TEST_GGUF_FILE_H
+#ifndef DEFT_TEST_GGUF_FIXTURE_H
+#define DEFT_TEST_GGUF_FIXTURE_H
 
 #undef NDEBUG
 #include "gguf.h"

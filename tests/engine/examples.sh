@@ -3,7 +3,7 @@
 # Every example program, shortly, on the model that is shipped: exit codes, and that what they print is
 # right. DEFT_EXAMPLE_WRAP: a command in front of each (a checker, say).
 set -eu
-: "${top_srcdir:=$(dirname "$0")/..}" "${top_builddir:=.}"
+: "${top_srcdir:=$(dirname "$0")/../..}" "${top_builddir:=.}"
 bin=$top_builddir/examples
 model=$top_srcdir/examples/countdown/countdown.gguf
 test -x "$bin/tot" || { echo "SKIP: the engine is not built"; exit 77; }
@@ -96,9 +96,9 @@ fi
 run 1 tot -m "$model" --device cpu -p "@$work/problems" --dot "$work/tree.dot"
 
 # Some seconds of what is run for hours by hand: a full pool, nothing lost.
-if test -x "$top_builddir/tests/soak_search"; then
+if test -x "$top_builddir/tests/engine/soak_search"; then
     # shellcheck disable=SC2086
-    ${DEFT_EXAMPLE_WRAP:-} "$top_builddir/tests/soak_search" "$model" 3 600 1 >"$work/out" 2>"$work/err" ||
+    ${DEFT_EXAMPLE_WRAP:-} "$top_builddir/tests/engine/soak_search" "$model" 3 600 1 >"$work/out" 2>"$work/err" ||
         { fail "soak_search"; cat "$work/err"; }
     awk '!/^#/ { lines++; lost += $10 } END { exit lines < 1 || lost > 0 }' "$work/out" || fail "slots were lost"
 fi

@@ -14,7 +14,7 @@
 extern "C" {
 #include "bench.h"
 }
-#include "bench_gpu.h"
+#include "bench_cuda_error.h"
 #include "deft/cuda.h"
 
 enum { NODES = 4096, TILE = 256, NOBODY = 0, EVERYBODY = 1 };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What deft_bench attend measures: a tree, heads, a type. */
-#ifndef BENCH_CELL_H
-#define BENCH_CELL_H
+#ifndef BENCH_ATTEND_H
+#define BENCH_ATTEND_H
 
 #include "bench.h"
 
@@ -26,7 +26,7 @@ typedef struct options {
 
 extern const char *const bench_splits[SPLITS];
 
-/* bench_cuda.cu: measure a cell on the GPU, print it, sum up. */
+/* bench_attend_cuda.cu: measure a cell on the GPU, print it, sum up. */
 void bench_cuda_begin(void);
 void bench_cuda_cell(cell_t *c, const options_t *opt);
 void bench_cuda_end(void); /* gives its memory back; what was measured stays */

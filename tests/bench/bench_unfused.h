@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#include "../examples/engine/model.h" /* nvcc knows no include path of the examples */
+#include "../../examples/engine/model.h" /* nvcc knows no include path of the examples */
 
 typedef struct unfused unfused_t;
 

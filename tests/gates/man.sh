@@ -6,9 +6,9 @@
 set -eu
 LC_ALL=C
 export LC_ALL
-: "${top_srcdir:=$(dirname "$0")/..}" "${top_builddir:=.}" "${CC:=cc}"
+: "${top_srcdir:=$(dirname "$0")/../..}" "${top_builddir:=.}" "${CC:=cc}"
 man=$top_builddir/man
-symbols=$top_srcdir/tests/symbols.txt
+symbols=$top_srcdir/tests/gates/symbols.txt
 command -v mandoc >/dev/null || { echo "SKIP: mandoc is not installed"; exit 77; }
 
 work=$(mktemp -d)

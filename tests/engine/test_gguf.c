@@ -4,7 +4,7 @@
  *
  * Environment: DEFT_TEST_DATA (default: tests/data of the source tree), DEFT_TEST_SEED,
  * DEFT_TEST_SCALE. */
-#include "gguf_file.h"
+#include "gguf_fixture.h"
 
 /* Every type of value, an array of arrays, and three tensors. */
 static file_t tiny_file(void)

@@ -10,7 +10,7 @@
 
 #include <deft/cuda.h>
 
-#include "device.h"
+#include "device_memory.h"
 
 START_TEST(test_ctx_create_refuses_bad_configs)
 {
@@ -149,7 +149,7 @@ START_TEST(test_ctx_without_a_gpu_is_told_or_goes_on_with_the_cpu)
     deft_info_t info = { .struct_size = sizeof(info) };
 
     if (dev_there()) {
-        return; /* check_cuda has its tests */
+        return; /* test_cuda has its tests */
     }
     cfg.log = keep_lines;
     cfg.device = DEFT_DEVICE_CUDA;
@@ -255,6 +255,6 @@ int main(void)
         test_status_names_and_texts,
     };
 
-    return suite_run("ctx", fixture_setup, fixture_teardown, tests,
+    return suite_run("context", fixture_setup, fixture_teardown, tests,
                      sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "config.h"
 
-#include "device.h"
+#include "device_memory.h"
 
 #include "util.h"
 

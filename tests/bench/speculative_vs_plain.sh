@@ -3,11 +3,11 @@
 # By hand: is the text of speculative decoding that of plain decoding, and how long do both take? A hundred
 # prompts, greedy.
 #
-#     sh tests/speculative.sh BUILD MODEL [OPTION]...
+#     sh tests/bench/speculative_vs_plain.sh BUILD MODEL [OPTION]...
 #
 # BUILD: where the examples were built (./examples). OPTIONs are for the program: --device cuda, --tokens 64.
-# Prints the prompts whose texts part (on a GPU, where two logits are within rounding of each other: check_engine
-# shows by how much), and totals.
+# Prints the prompts whose texts part (on a GPU, where two logits are within rounding of each other:
+# test_engine shows by how much), and totals.
 set -eu
 test $# -ge 2 || { sed -n '3,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 program=$1/speculative model=$2
@@ -15,7 +15,7 @@ shift 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-prompts=$(dirname "$0")/data/prompts.txt
+prompts=$(dirname "$0")/../data/prompts.txt
 totals() { # tokens steps seconds
     awk '/^[0-9]+ tokens/ { n = $1; for (i = 1; i <= NF; i++) if ($i == "in") steps = $(i + 1) } /^text / { rate = $2 }
         END { print n, steps, n / rate }' "$1"

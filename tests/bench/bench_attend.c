@@ -8,7 +8,7 @@
  * before it is timed. */
 #include "config.h"
 
-#include "bench_cell.h"
+#include "bench_attend.h"
 
 #include <getopt.h>
 #include <math.h>

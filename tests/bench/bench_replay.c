@@ -12,14 +12,14 @@
  * Times are the device's, from the start of a step's graph to its end, candidates of all rows
  * included; `gap` is what lies between two steps. The floor of a step is the products alone, in a graph,
  * at its rows, measured when that many come first and again in the middle, and the attention limit of
- * bench_cuda.cu for each layer. */
+ * bench_attend_cuda.cu for each layer. */
 #include "bench.h"
 
 #include <cuda_runtime_api.h>
 #include <getopt.h>
 #include <string.h>
 
-#include "bench_cell.h"
+#include "bench_attend.h"
 #include "bench_trace.h"
 #include "bench_unfused.h"
 #include "forward_kernels.h"

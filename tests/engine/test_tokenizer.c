@@ -5,7 +5,7 @@
  * Environment: DEFT_TEST_DATA (default: tests/data of the source tree), DEFT_TEST_MODEL
  * (SmolLM2-135M-Instruct; without it the case on that model is left out, and said to be),
  * DEFT_TEST_SEED, DEFT_TEST_SCALE. */
-#include "gguf_file.h"
+#include "gguf_fixture.h"
 #include "tokenizer.h"
 
 #define KEY_MODEL "tokenizer.ggml.model"
@@ -380,7 +380,7 @@ int main(void)
     if (model && *model) {
         tcase_add_test(tcase, test_tokenizer_ids_equal_the_reference_on_the_model);
     } else {
-        printf("check_tokenizer: DEFT_TEST_MODEL is not set: the case on the model is left out\n");
+        printf("test_tokenizer: DEFT_TEST_MODEL is not set: the case on the model is left out\n");
     }
     suite_add_tcase(suite, tcase);
     runner = srunner_create(suite);

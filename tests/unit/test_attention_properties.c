@@ -49,8 +49,8 @@ static void grid(cell_fn fn)
             cell.cfg.head_dim = dims[cell.index % 5];
             cell.cfg.n_kv_heads = 2;
             cell.cfg.n_q_heads = 2 * ratios[cell.index / 2 % 5];
-            t_note("check_props cell %zu seed %#llx: %s, isa %s (device %d), split %s, chunk %u, "
-                   "threads %u, D %u, heads %u/2", cell.index, (unsigned long long)cell.seed,
+            t_note("test_attention_properties cell %zu seed %#llx: %s, isa %s (device %d), "
+                   "split %s, chunk %u, threads %u, D %u, heads %u/2", cell.index, (unsigned long long)cell.seed,
                    t_type_name(cell.cfg.kv_type), t_isa_name(lane.isa), lane.device,
                    t_split_name(cell.cfg.split), cell.cfg.chunk_tokens, cell.cfg.n_threads,
                    cell.cfg.head_dim, cell.cfg.n_q_heads);
@@ -521,5 +521,5 @@ int main(void)
         test_attn_accepted_drafts_lie_together,
     };
 
-    return suite_run("props", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
+    return suite_run("attention_properties", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The engine's candidates on the GPU against those on the CPU, where it is hard: ties, infinities, NaN.
- * What its other kernels compute is for check_engine with DEFT_TEST_DEVICE=cuda. Without a device: 77. */
+ * What its other kernels compute is for test_engine with DEFT_TEST_DEVICE=cuda. No device: 77. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "device.h"
+#include "device_memory.h"
 #include "forward_kernels.h"
 #include "util.h"
 

@@ -14,9 +14,9 @@
 #include <string.h>
 
 extern "C" {
-#include "bench_cell.h"
+#include "bench_attend.h"
 }
-#include "bench_gpu.h"
+#include "bench_cuda_error.h"
 #include "deft/cuda.h"
 
 namespace {

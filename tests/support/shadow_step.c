@@ -2,7 +2,7 @@
 /* Steps over a world, and the attention oracle: a row walks its own path in the shadow. */
 #include "shadow.h"
 
-#include "device.h"
+#include "device_memory.h"
 
 #include <math.h>
 #include <stdlib.h>
