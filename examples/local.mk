@@ -21,7 +21,7 @@ libengine_la_SOURCES = \
 	examples/engine/search.c examples/engine/search.h \
 	examples/engine/tokenizer.c examples/engine/tokenizer.h examples/engine/vector_exp.h \
 	examples/engine/workers.c examples/engine/workers.h
-libengine_la_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
+libengine_la_CPPFLAGS = $(public_cppflags) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
 engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/forward_cuda.h examples/engine/forward_load.c \
 	examples/engine/forward_products.c examples/engine/forward_kernels.cu examples/engine/forward_kernels.h
@@ -34,38 +34,32 @@ else
 EXTRA_DIST += $(engine_cuda_sources)
 endif
 
-noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/speculative examples/mcts examples/play examples/tot
 cli_sources = examples/cli.c examples/cli.h examples/common.h
-cli_cppflags = $(AM_CPPFLAGS) -I$(top_srcdir)/examples/engine
 cli_libs = libengine.la libdeft.la $(LIBM)
+noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/speculative
 examples_beam_search_SOURCES = examples/beam_search.c $(cli_sources)
-examples_beam_search_CPPFLAGS = $(cli_cppflags)
 examples_beam_search_LDADD = $(cli_libs)
 examples_best_of_n_SOURCES = examples/best_of_n.c $(cli_sources)
-examples_best_of_n_CPPFLAGS = $(cli_cppflags)
 examples_best_of_n_LDADD = $(cli_libs)
 examples_speculative_SOURCES = examples/speculative.c $(cli_sources)
-examples_speculative_CPPFLAGS = $(cli_cppflags)
 examples_speculative_LDADD = $(cli_libs)
-noinst_PROGRAMS += examples/countdown/generate
-examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/countdown/game.c examples/countdown/game.h
-examples_countdown_generate_CPPFLAGS = $(AM_CPPFLAGS)
+
 countdown_search = examples/countdown/game.c examples/countdown/game.h examples/countdown/puct.c \
 	examples/countdown/puct.h examples/countdown/story.c examples/countdown/story.h \
 	examples/countdown/thoughts.c examples/countdown/thoughts.h
 countdown_sources = $(countdown_search) examples/countdown/puzzles.c examples/countdown/puzzles.h $(cli_sources)
-countdown_cppflags = $(cli_cppflags) -I$(top_srcdir)/examples
+noinst_PROGRAMS += examples/mcts examples/play examples/tot examples/countdown/generate
 examples_mcts_SOURCES = examples/mcts.c $(countdown_sources)
-examples_mcts_CPPFLAGS = $(countdown_cppflags)
 examples_mcts_LDADD = $(cli_libs)
 examples_play_SOURCES = examples/play.c $(countdown_sources)
-examples_play_CPPFLAGS = $(countdown_cppflags)
 examples_play_LDADD = $(cli_libs)
 examples_tot_SOURCES = examples/tot.c $(countdown_sources)
-examples_tot_CPPFLAGS = $(countdown_cppflags)
 examples_tot_LDADD = $(cli_libs)
+examples_countdown_generate_SOURCES = examples/countdown/generate.c examples/countdown/game.c examples/countdown/game.h
+examples_countdown_generate_LDADD =
 endif
 
-EXTRA_DIST += examples/countdown/countdown.gguf examples/countdown/compare.sh examples/countdown/cpu/results.txt \
+EXTRA_DIST += examples/get_model.sh examples/packages.sh examples/quickstart.sh examples/countdown/compare.sh \
+	examples/countdown/countdown.gguf examples/countdown/train.py examples/countdown/cpu/results.txt \
 	examples/countdown/cpu/soak.svg examples/countdown/cpu/soak.txt examples/countdown/cpu/solved.svg \
-	examples/countdown/h200/results.txt examples/countdown/h200/solved.svg examples/countdown/train.py examples/quickstart.sh examples/get_model.sh examples/packages.sh
+	examples/countdown/h200/results.txt examples/countdown/h200/solved.svg
