@@ -54,8 +54,8 @@ TESTS += $(tests_programs) $(tests_scripts)
 # The benchmark: verifies first, then times.
 noinst_PROGRAMS += tests/bench/deft_bench
 tests_bench_deft_bench_SOURCES = tests/bench/deft_bench.c tests/bench/bench.c tests/bench/bench.h \
-	tests/bench/bench_attend.c tests/bench/bench_attend.h tests/bench/bench_cuda_error.h tests/bench/bench_io.c \
-	tests/bench/bench_plan.c tests/bench/bench_trace.c tests/bench/bench_trace.h tests/bench/bench_tree.c
+	tests/bench/bench_attend.c tests/bench/bench_attend.h tests/bench/bench_bits.c tests/bench/bench_cuda_error.h \
+	tests/bench/bench_io.c tests/bench/bench_plan.c tests/bench/bench_trace.c tests/bench/bench_trace.h tests/bench/bench_tree.c
 tests_bench_deft_bench_CPPFLAGS = $(AM_CPPFLAGS)
 tests_bench_deft_bench_LDADD =
 if HAVE_ENGINE
@@ -80,7 +80,7 @@ tests/bench/bench_unfused.lo: tests/bench/bench.h tests/bench/bench_cuda_error.h
 endif
 endif
 endif
-tests_bench_deft_bench_LDADD += libdeft.la $(LIBM) $(CUDA_LIBS) $(CUBLAS_LIBS)
+tests_bench_deft_bench_LDADD += libtests.la libdeft.la $(LIBM) $(CUDA_LIBS) $(CUBLAS_LIBS)
 
 EXTRA_DIST += $(tests_scripts) tests/bench/speculative_vs_plain.sh tests/gates/symbols.txt tests/run.sh \
 	tests/data tests/golden tests/paper tests/peers tests/unit/fuzz_corpus

@@ -14,6 +14,7 @@ int bench_tree(int argc, char **argv);
 int bench_plan(int argc, char **argv);
 int bench_attend(int argc, char **argv);
 int bench_io(int argc, char **argv);
+int bench_bits(int argc, char **argv);
 int bench_model(int argc, char **argv);
 int bench_replay(int argc, char **argv);
 

@@ -13,6 +13,7 @@ static const struct {
     { "plan", bench_plan, "planning, afresh and patched" },
     { "attend", bench_attend, "attention beside its physical limit" },
     { "io", bench_io, "a recorded search: KV bytes moved and saved" },
+    { "bits", bench_bits, "hashes of random problems: do two builds give the same bits?" },
 #ifdef HAVE_ENGINE
     { "model", bench_model, "decode steps of a real model" },
 #endif
