@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
+/* Building the image of a plan: records, the copies that their tiles are made of, lists. */
 #include "config.h"
 
 #include "image.h"
 
 #include <string.h>
 
-#include "plan.h"
 
 typedef struct builder {
     const ideft_plan_t *plan;
-    const ideft_geom_t *g;
+    const ideft_geometry_t *g;
     uint32_t record_bytes, rows_max;
     unsigned char *records;
     uint32_t n_records;
@@ -29,37 +29,37 @@ typedef struct cursor {
     uint32_t seg, end, token;
 } cursor_t;
 
-static uint32_t row_tiles(const ideft_item_t *item, uint32_t rows_max)
+static uint32_t row_tiles(const ideft_group_t *group, uint32_t rows_max)
 {
-    return (item->row_end - item->row_begin + rows_max - 1) / rows_max;
+    return (group->row_end - group->row_begin + rows_max - 1) / rows_max;
 }
 
 /* Records and copies at most: a seg is cut where warpgroups stop seeing it and where tiles end. */
 static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records_p, uint64_t *copies_p)
 {
     *records_p = *copies_p = 0;
-    for (uint32_t i = 0; i < plan->n_item; i++) {
-        const ideft_item_t *item = &plan->item[i];
-        const uint64_t tiles = row_tiles(item, rows_max);
+    for (uint32_t i = 0; i < plan->n_groups; i++) {
+        const ideft_group_t *group = &plan->group[i];
+        const uint64_t tiles = row_tiles(group, rows_max);
         uint64_t tokens = 0;
-        for (uint32_t s = item->seg_begin; s < item->seg_end; s++)
+        for (uint32_t s = group->seg_begin; s < group->seg_end; s++)
             tokens += plan->seg[s].n;
         *records_p += tiles;
-        *copies_p += tiles * (2 * (uint64_t)(item->seg_end - item->seg_begin) + tokens / IDEFT_TILE + 5);
+        *copies_p += tiles * (2 * (uint64_t)(group->seg_end - group->seg_begin) + tokens / IDEFT_TILE + 5);
     }
 }
 
-size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geom_t *g, size_t max_rows)
+size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows)
 {
     uint64_t records, copies;
-    count(plan, ideft_image_rows(g, plan->flags), &records, &copies);
-    const uint64_t lists = (uint64_t)plan->n_row + 1 + plan->part_begin[plan->n_row];
+    count(plan, ideft_image_rows(g, plan->invariant), &records, &copies);
+    const uint64_t lists = (uint64_t)plan->n_rows + 1 + plan->part_begin[plan->n_rows];
     return ideft_image_front_bytes(max_rows) + records * ideft_image_record_bytes(g) +
-           copies * sizeof(ideft_cuda_copy_t) + plan->n_row * sizeof(ideft_cuda_place_t) +
+           copies * sizeof(ideft_cuda_copy_t) + plan->n_rows * sizeof(ideft_cuda_place_t) +
            lists * sizeof(uint32_t) + 256;
 }
 
-void ideft_image_bound_of_any(const ideft_geom_t *g, uint32_t n_sm, size_t pool_tokens, size_t rows, size_t nodes,
+void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t pool_tokens, size_t rows, size_t nodes,
                               size_t *bytes_p, size_t *parts_p)
 {
     const size_t tile_rows = IDEFT_ROWS / g->G, round = n_sm / g->Hkv + 1, whole = (rows + tile_rows - 1) / tile_rows;
@@ -80,7 +80,7 @@ static bool by_tiles(const builder_t *b)
     return b->rec->share % 4 == IDEFT_SHARE_TILES || b->rec->share % 4 == IDEFT_SHARE_TOKENS;
 }
 
-/* Is reading all of the record's work? */
+/* A record of so few matrix rows that the time goes to reading its KV. */
 static bool is_narrow(const builder_t *b)
 {
     return b->rec->n_rows * b->g->G <= IDEFT_NARROW_ROWS;
@@ -141,17 +141,17 @@ static piece_t next_piece(const builder_t *b, cursor_t *c)
     return (piece_t){ 0 };
 }
 
-/* Does the copy leave out a row of the warpgroup? */
+/* Some row of the warpgroup does not see some column of the copy. */
 static bool is_masked(const builder_t *b, const ideft_cuda_copy_t *c, uint32_t w)
 {
     return c->lo > b->group_begin[w] || c->hi < b->group_end[w] || c->edge + 1u < c->n;
 }
 
-/* Does no other record read the seg? Its rows are cut to those of the group, so at the edges of the
- * record more may follow. */
+/* No other record reads the seg. A seg's rows are cut to those of its group, so for one that reaches the
+ * edge of the record this cannot be known, and the answer is no. */
 static bool is_own(const builder_t *b, const ideft_seg_t *seg)
 {
-    return b->row_end - b->row_begin == b->plan->n_row ||
+    return b->row_end - b->row_begin == b->plan->n_rows ||
            (seg->row_begin > b->row_begin && seg->row_end < b->row_end);
 }
 
@@ -199,10 +199,10 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
 /* Tiles that both warpgroups see first, then by turns tiles of one and of the other, so that both are
  * busy. A warpgroup looks for its next tile while it holds one: it must be at most two on, or the
  * ring of stages would stop. */
-static void put_tiles(builder_t *b, const ideft_item_t *item)
+static void put_tiles(builder_t *b, const ideft_group_t *group)
 {
-    cursor_t both = { by_tiles(b) ? 1 : 3, item->seg_begin, item->seg_end, 0 };
-    cursor_t own[2] = { { 1, item->seg_begin, item->seg_end, 0 }, { 2, item->seg_begin, item->seg_end, 0 } };
+    cursor_t both = { by_tiles(b) ? 1 : 3, group->seg_begin, group->seg_end, 0 };
+    cursor_t own[2] = { { 1, group->seg_begin, group->seg_end, 0 }, { 2, group->seg_begin, group->seg_end, 0 } };
     b->n_tiles = 0;
     b->final[0] = b->final[1] = IDEFT_NONE;
     while (put_tile(b, &both))
@@ -231,11 +231,11 @@ static uint32_t share_of(const builder_t *b, uint32_t matrix_rows)
 {
     if (matrix_rows > 64)
         return IDEFT_SHARE_ROWS;
-    return is_narrow(b) && b->g->D <= IDEFT_NARROW_DIM && b->plan->flags == 0 ? IDEFT_SHARE_TOKENS
+    return is_narrow(b) && b->g->D <= IDEFT_NARROW_DIM && !b->plan->invariant ? IDEFT_SHARE_TOKENS
                                                                                                   : IDEFT_SHARE_TILES;
 }
 
-static void put_record(builder_t *b, const ideft_item_t *item)
+static void put_record(builder_t *b, const ideft_group_t *group)
 {
     const ideft_plan_t *plan = b->plan;
     unsigned char *at = b->records + (size_t)b->n_records++ * b->record_bytes;
@@ -246,7 +246,7 @@ static void put_record(builder_t *b, const ideft_item_t *item)
     const uint32_t n = b->row_end - b->row_begin;
     rec->copy = b->n_copies;
     rec->n_rows = n;
-    rec->part = item->part + (b->row_begin - item->row_begin);
+    rec->part = group->part + (b->row_begin - group->row_begin);
     rec->share = share_of(b, n * b->g->G);
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t r = b->row_begin + i;
@@ -254,42 +254,33 @@ static void put_record(builder_t *b, const ideft_item_t *item)
         rows[i] = (ideft_cuda_row_t){ plan->row[r].token | (direct ? IDEFT_DIRECT : 0), plan->row[r].pos };
     }
     share_rows(b);
-    put_tiles(b, item);
+    put_tiles(b, group);
     memset(head, 0, IDEFT_INLINE * sizeof(*head));
     memcpy(head, &b->copies[rec->copy], ideft_min(b->n_copies - rec->copy, IDEFT_INLINE) * sizeof(*head));
 }
 
 static void put_records(builder_t *b)
 {
-    for (uint32_t i = 0; i < b->plan->n_item; i++) {
-        const ideft_item_t *item = &b->plan->item[b->plan->order[i]];
-        const uint32_t tiles = row_tiles(item, b->rows_max), n = item->row_end - item->row_begin;
+    for (uint32_t i = 0; i < b->plan->n_groups; i++) {
+        const ideft_group_t *group = &b->plan->group[b->plan->order[i]];
+        const uint32_t tiles = row_tiles(group, b->rows_max), n = group->row_end - group->row_begin;
         const uint32_t even = (n + tiles - 1) / tiles;
         for (uint32_t t = 0; t < tiles; t++) {
-            b->row_begin = item->row_begin + ideft_min(t * even, n);
-            b->row_end = item->row_begin + ideft_min((t + 1) * even, n);
+            b->row_begin = group->row_begin + ideft_min(t * even, n);
+            b->row_end = group->row_begin + ideft_min((t + 1) * even, n);
             if (b->row_begin < b->row_end)
-                put_record(b, item);
+                put_record(b, group);
         }
     }
 }
 
-/* Tokens that a plan has to read, each once. */
-static uint64_t tokens_of(const ideft_plan_t *plan)
+size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows, unsigned char *to)
 {
-    uint64_t n = 0;
-    for (uint32_t v = 0; v < plan->n_visit; v++)
-        n += plan->visit[v].n;
-    return n;
-}
-
-size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geom_t *g, size_t max_rows, unsigned char *to)
-{
-    const uint32_t R = plan->n_row, n_list = plan->part_begin[R];
+    const uint32_t R = plan->n_rows, n_list = plan->part_begin[R];
     ideft_cuda_head_t *head = (ideft_cuda_head_t *)to;
     int32_t *positions = (int32_t *)(head + 1);
     builder_t b = { .plan = plan, .g = g, .record_bytes = ideft_image_record_bytes(g),
-                    .rows_max = ideft_image_rows(g, plan->flags), .records = to + ideft_image_front_bytes(max_rows) };
+                    .rows_max = ideft_image_rows(g, plan->invariant), .records = to + ideft_image_front_bytes(max_rows) };
     uint64_t records, copies;
     count(plan, b.rows_max, &records, &copies);
     memcpy(positions, plan->positions, R * sizeof(*positions));
@@ -309,8 +300,8 @@ size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geom_t *g, size_t
         .n_units = b.n_records * g->Hkv,
         .n_rows = R,
         .n_records = b.n_records,
-        .n_parts = plan->n_part,
-        .by_head = b.n_read >= 2 * tokens_of(plan),
+        .n_parts = plan->n_parts,
+        .by_head = b.n_read >= 2 * plan->n_tokens,
         .copies = (uint32_t)((unsigned char *)b.copies - to),
         .places = (uint32_t)((unsigned char *)places - to),
         .part_begin = (uint32_t)((unsigned char *)begin - to),

@@ -7,22 +7,20 @@ deft_cppflags = $(public_cppflags) -DDEFT_BUILDING -I$(top_builddir) -I$(top_src
 deft_isa_cflags = $(DEFT_CFLAGS) -O3
 
 libdeft_la_SOURCES = \
-	lib/alloc.c lib/alloc.h \
-	lib/attn.c lib/attn_cpu.c lib/attn_cpu.h lib/attn_ref.c \
-	lib/backend.h \
-	lib/check.c \
-	lib/ctx.c \
-	lib/cuda_api.c \
-	lib/cut.c \
-	lib/kv.h \
-	lib/plan.c lib/plan.h \
-	lib/pool.c lib/pool.h lib/runs.c lib/runs.h \
-	lib/print.c \
-	lib/state.h \
-	lib/status.c lib/status_int.h \
-	lib/threads.c lib/threads.h \
-	lib/tree.c lib/tree_int.h lib/tree_walk.c \
-	lib/types.h
+	lib/base/alloc.c lib/base/error.c lib/base/host.h \
+	lib/base/threads.c lib/base/threads.h \
+	lib/base/vec.c lib/base/vec.h \
+	lib/forest/forest.h lib/forest/pool.h lib/forest/runs.h \
+	lib/forest/compact.c lib/forest/grow.c lib/forest/lookup.c lib/forest/nodes.c \
+	lib/forest/pool.c lib/forest/runs.c lib/forest/selfcheck.c lib/forest/shrink.c \
+	lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h \
+	lib/plan/cost.c lib/plan/cost.h lib/plan/plan.h lib/plan/planner.h \
+	lib/plan/order.c lib/plan/patch.c lib/plan/splits.c lib/plan/stats.c \
+	lib/device.h lib/devices.c \
+	lib/cpu/arena.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
+	lib/cpu/kernel.h lib/cpu/state.h \
+	lib/context.c lib/context_int.h lib/cuda_api.c lib/step.c \
+	lib/tree.c lib/tree_print.c lib/tree_query.c
 libdeft_la_CPPFLAGS = $(deft_cppflags) $(MIMALLOC_CFLAGS)
 libdeft_la_LIBADD = $(MIMALLOC_LIBS) $(LIBM)
 libdeft_la_LDFLAGS = -version-info $(DEFT_SO_VERSION) -no-undefined
@@ -32,9 +30,10 @@ endif
 libdeft_la_DEPENDENCIES = $(top_srcdir)/lib/libdeft.map
 EXTRA_DIST += lib/libdeft.map
 
+deft_tile = lib/cpu/tile.h lib/cpu/tile_bf16.h lib/cpu/tile_fma.h lib/cpu/isa_avx512.h
 if HAVE_AVX2
 noinst_LTLIBRARIES += libdeft_avx2.la
-libdeft_avx2_la_SOURCES = lib/attn_avx2.c lib/attn_rank.h lib/attn_tile.h
+libdeft_avx2_la_SOURCES = lib/cpu/isa_avx2.c $(deft_tile)
 libdeft_avx2_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx2_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX2_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx2.la
@@ -42,7 +41,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx2.la
 endif
 if HAVE_AVX512
 noinst_LTLIBRARIES += libdeft_avx512.la
-libdeft_avx512_la_SOURCES = lib/attn_avx512.c lib/attn_avx512.h lib/attn_rank.h lib/attn_tile.h
+libdeft_avx512_la_SOURCES = lib/cpu/isa_avx512.c $(deft_tile)
 libdeft_avx512_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx512_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512.la
@@ -50,7 +49,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx512.la
 endif
 if HAVE_AVX512_BF16
 noinst_LTLIBRARIES += libdeft_avx512_bf16.la
-libdeft_avx512_bf16_la_SOURCES = lib/attn_avx512_bf16.c lib/attn_avx512.h lib/attn_dot.h lib/attn_tile.h
+libdeft_avx512_bf16_la_SOURCES = lib/cpu/isa_avx512_bf16.c $(deft_tile)
 libdeft_avx512_bf16_la_CPPFLAGS = $(deft_cppflags)
 libdeft_avx512_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512_bf16.la
@@ -58,7 +57,7 @@ libdeft_la_DEPENDENCIES += libdeft_avx512_bf16.la
 endif
 if HAVE_AMX_BF16
 noinst_LTLIBRARIES += libdeft_amx_bf16.la
-libdeft_amx_bf16_la_SOURCES = lib/attn_amx_bf16.c lib/attn_avx512.h lib/attn_dot.h lib/attn_tile.h
+libdeft_amx_bf16_la_SOURCES = lib/cpu/isa_amx_bf16.c $(deft_tile)
 libdeft_amx_bf16_la_CPPFLAGS = $(deft_cppflags)
 libdeft_amx_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AMX_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_amx_bf16.la

@@ -8,26 +8,30 @@
 DEFT_BEGIN_DECLS
 
 /** Every status: XX(name, value, text). Values never change.
- *  0 is success. -1..-19: the argument is at fault; -20..-39: a resource ran out. After both,
- *  every object is as it was before the call. -40..-59: the device failed; the context is lost,
- *  calls on it return the same code, and deft_ctx_destroy() still frees the host side.
- *  -60: an invariant of the library is broken (deft_tree_check()): a bug, please report it. */
+ *  0 is success. -1..-19: the argument or the moment is at fault; -20..-39: a resource ran out, or
+ *  the work was stopped. After both, every object is as it was before the call. -40..-59: the
+ *  device failed; the context is lost, calls on it return the same code, and deft_ctx_destroy()
+ *  still frees the host side. -60: an invariant of the library is broken (deft_tree_check()): a
+ *  bug, please report it. */
 #define DEFT_STATUS_MAP(XX)                                                        \
     XX(OK, 0, "success")                                                           \
     XX(ERR_INVAL, -1, "invalid argument")                                          \
-    XX(ERR_STALE, -2, "the handle's node no longer exists")                        \
+    XX(ERR_STALE, -2, "what the handle named no longer exists")                    \
     XX(ERR_FOREIGN, -3, "the node belongs to another tree")                        \
     XX(ERR_STATE, -4, "not allowed in the present state")                          \
     XX(ERR_BUSY, -5, "a step is open on this context")                             \
-    XX(ERR_UNSUPPORTED, -6, "not supported by this build or backend")              \
+    XX(ERR_UNSUPPORTED, -6, "not supported by this build or device")               \
+    XX(ERR_EMPTY, -7, "there is nothing to compute")                               \
+    XX(ERR_UNCOMPUTED, -8, "a token of the path is neither computed nor in the step") \
     XX(ERR_NOMEM, -20, "out of host memory")                                       \
     XX(ERR_NOSPACE, -21, "the KV pool is full")                                    \
     XX(ERR_LIMIT, -22, "a limit of the library is reached")                        \
+    XX(ERR_CANCELLED, -23, "the step was cancelled")                               \
     XX(ERR_NODEVICE, -40, "no usable device")                                      \
     XX(ERR_DEVICE, -41, "the device failed, the context is lost")                  \
     XX(ERR_CORRUPT, -60, "an internal invariant does not hold")
 
-typedef enum deft_status {
+typedef enum deft_status_t {
 #define DEFT_STATUS_ENUM(_name, _value, _text) DEFT_##_name = _value,
     DEFT_STATUS_MAP(DEFT_STATUS_ENUM)
 #undef DEFT_STATUS_ENUM

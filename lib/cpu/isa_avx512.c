@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT */
+/* AVX-512 F, BW, DQ, VL: 24 accumulators of 16 floats, all KV types widened to f32. */
+#include "config.h"
+
+#include "isa_avx512.h"
+
+#define MAX_ROWS 12
+#define WIDE_ROWS 6
+#define WHOLE_PANELS 0
+
+#include "tile.h"
+
+const ideft_kernel_t ideft_kernel_avx512 = {
+    .name = "avx512",
+    .isa = DEFT_ISA_AVX512,
+    .group = { NULL, compute_group, compute_group, compute_group },
+    .merge = merge_row,
+    .scratch_bytes = sizeof(scratch_t),
+};

@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: MIT */
+/* Compaction: chains of only children become one node, and short runs are brought together. The
+ * forest decides on moves and changes its own books; somebody else carries KV from slot to slot. */
+#include "config.h"
+
+#include "forest.h"
+
+#define LONG_RUN 64u /* slots: as fast to read as any longer run */
+#define MOVES 256u   /* handed on at a time */
+
+/* ---- chains ------------------------------------------------------------------------------------ */
+
+/* Can a node be joined to its parent? The parent has no other child, is not `top`, and between the
+ * slots of both no evicted token lies. */
+static bool joins_up(const ideft_forest_t *forest, uint32_t top, uint32_t index)
+{
+    const ideft_node_t *node = ideft_node(forest, index);
+    const ideft_node_t *up = ideft_node(forest, node->parent);
+    return index != top && node->parent != top && up->n_children == 1 &&
+           (node->gone == 0 || ideft_runs_len(&up->runs) == 0);
+}
+
+/* Does a chain end at this node: does no child join it? */
+static bool ends_chain(const ideft_forest_t *forest, uint32_t top, uint32_t index)
+{
+    const uint32_t kid = ideft_node(forest, index)->first_child;
+    return kid == 0 || !joins_up(forest, top, kid);
+}
+
+/* A node takes the place of its parent in the tree, and counts the parent's tokens as its first. */
+static void replace_parent(deft_tree_t *tree, uint32_t index)
+{
+    ideft_forest_t *forest = tree->forest;
+    ideft_node_t *node = ideft_node(forest, index);
+    const uint32_t up_index = node->parent;
+    ideft_node_t *up = ideft_node(forest, up_index);
+    const uint32_t up_len = ideft_node_len(up);
+    if (up->computed < up_len) { /* the place on the dirty list is the upper one's */
+        if (node->computed < ideft_node_len(node))
+            ideft_dirty_unlink(forest, index);
+        ideft_dirty_link(forest, index, up_index);
+        ideft_dirty_unlink(forest, up_index);
+    }
+    node->computed = up->computed < up_len ? up->computed : up_len + node->computed;
+    node->gone = node->gone == 0 ? up->gone : up_len + node->gone;
+    node->start = up->start;
+    node->parent = up->parent;
+    node->prev = up->prev;
+    node->next = up->next;
+    ideft_node_t *above = ideft_node(forest, up->parent);
+    if (up->prev != 0)
+        ideft_node(forest, up->prev)->next = index;
+    else
+        above->first_child = index;
+    if (up->next != 0)
+        ideft_node(forest, up->next)->prev = index;
+    else
+        above->last_child = index;
+    up->first_child = up->last_child = up->n_children = 0;
+}
+
+/* The node takes over everything of the nodes above it that join. `n`: runs of all of them. */
+static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t n)
+{
+    ideft_forest_t *forest = tree->forest;
+    ideft_node_t *node = ideft_node(forest, index);
+    uint32_t at = n - ideft_runs_count(&node->runs);
+    ideft_runs_open(&node->runs, n);
+    while (joins_up(forest, top, index)) {
+        const uint32_t up = node->parent;
+        const ideft_runs_t runs = ideft_node(forest, up)->runs;
+        replace_parent(tree, index);
+        at = ideft_runs_put(&node->runs, at, &runs);
+        ideft_runs_forget(&ideft_node(forest, up)->runs);
+        ideft_node_free(tree, up);
+    }
+    ideft_runs_join(&node->runs);
+    forest->topology++;
+}
+
+deft_status_t ideft_compact_chains(deft_tree_t *tree, uint32_t top)
+{
+    ideft_forest_t *forest = tree->forest;
+    /* Room first, in the last node of every chain: it stays there unused if a later one fails. */
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint32_t at = top, next; at != 0; at = next) {
+            next = ideft_node_after(forest, top, at);
+            if (!joins_up(forest, top, at) || !ends_chain(forest, top, at))
+                continue;
+            uint32_t n = 0;
+            for (uint32_t i = at;; i = ideft_node(forest, i)->parent) {
+                n += ideft_runs_count(&ideft_node(forest, i)->runs);
+                if (!joins_up(forest, top, i))
+                    break;
+            }
+            if (pass == 0)
+                IDEFT_TRY(ideft_runs_reserve(forest->host, &ideft_node(forest, at)->runs, n));
+            else
+                join_chain(tree, top, at, n);
+        }
+    }
+    return DEFT_OK;
+}
+
+/* ---- runs -------------------------------------------------------------------------------------- */
+
+typedef struct mover {
+    ideft_forest_t *forest;
+    ideft_carry_fn carry;
+    void *arg;
+    size_t budget, moved;
+    ideft_move_t move[MOVES];
+    uint32_t n;
+} mover_t;
+
+static deft_status_t hand_on(mover_t *m)
+{
+    const uint32_t n = m->n;
+    m->n = 0;
+    return n == 0 ? DEFT_OK : m->carry(m->arg, m->move, n);
+}
+
+static bool is_movable(const ideft_forest_t *forest, const ideft_run_t *run)
+{
+    return run->n < LONG_RUN && ideft_span_owners(forest->pool, run->slot, run->n) == 1;
+}
+
+/* The runs that come together next: from `begin` on, as many as are short, not shared, and fit
+ * `most` tokens. Returns their end and their tokens. */
+static uint32_t movable(const ideft_forest_t *forest, const ideft_runs_t *runs, uint32_t begin,
+                        size_t most, uint32_t *n_p)
+{
+    const ideft_run_t *run = ideft_runs_at(runs);
+    uint32_t end = begin;
+    *n_p = 0;
+    while (end < ideft_runs_count(runs) && is_movable(forest, &run[end]) && *n_p + run[end].n <= most)
+        *n_p += run[end++].n;
+    return end;
+}
+
+/* The slot after the run before `begin`; IDEFT_NONE: there is none. */
+static uint32_t end_before(const ideft_runs_t *runs, uint32_t begin)
+{
+    if (begin == 0)
+        return IDEFT_NONE;
+    const ideft_run_t *before = &ideft_runs_at(runs)[begin - 1];
+    return before->slot + before->n;
+}
+
+/* Move runs [begin, end) of a node, n tokens, to slots that adjoin and were taken at `to`. `offset`:
+ * of the first token in the node. The books are right even if the KV could not be moved. */
+static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, uint32_t end,
+                               uint32_t offset, uint32_t to, uint32_t n)
+{
+    ideft_pool_t *pool = m->forest->pool;
+    deft_status_t status = DEFT_OK;
+    ideft_span_make(pool, to, n);
+    for (uint32_t i = begin, at = to; i < end; i++) {
+        const ideft_run_t run = ideft_runs_at(&node->runs)[i];
+        const uint32_t done = node->computed > offset ? ideft_min(node->computed - offset, run.n) : 0;
+        ideft_pool_copy_tokens(pool, run.slot, at, run.n);
+        if (done > 0)
+            m->move[m->n++] = (ideft_move_t){ run.slot, at, done };
+        at += run.n;
+        offset += run.n;
+        /* all of it before anybody can take the slots that come free */
+        if ((m->n == MOVES || i + 1 == end) && status == DEFT_OK)
+            status = hand_on(m);
+    }
+    for (uint32_t i = begin; i < end; i++) {
+        const ideft_run_t run = ideft_runs_at(&node->runs)[i];
+        ideft_span_unref(pool, run.slot, run.n);
+    }
+    ideft_runs_replace(&node->runs, begin, end, to, n);
+    m->moved += n;
+    return status;
+}
+
+/* Bring a node's short runs together, from the first on, where free slots serve: right after the run
+ * before, or in a free extent if at least two become one there. */
+static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
+{
+    ideft_pool_t *pool = m->forest->pool;
+    ideft_runs_t *runs = &node->runs;
+    uint32_t offset = node->gone;
+    for (uint32_t i = 0; i < ideft_runs_count(runs) && m->moved < m->budget;) {
+        const size_t left = m->budget - m->moved < LONG_RUN ? LONG_RUN : m->budget - m->moved;
+        const uint32_t before = end_before(runs, i);
+        const uint32_t room = before == IDEFT_NONE ? 0 : ideft_pool_room(pool, before);
+        const uint32_t most = ideft_max(room, ideft_pool_largest(pool));
+        uint32_t n, to = before;
+        const uint32_t end = movable(m->forest, runs, i, left < most ? left : most, &n);
+        const bool joins = n <= room;
+        if (n == 0 || (!joins && end - i < 2)) {
+            offset += ideft_runs_at(runs)[i++].n;
+            continue;
+        }
+        const uint32_t got = joins ? ideft_pool_take_at(pool, before, n) : ideft_pool_take(pool, n, &to);
+        IDEFT_ASSERT(got == n);
+        (void)got;
+        IDEFT_TRY(move_runs(m, node, i, end, offset, to, n));
+        offset += n;
+        i += to == before ? 0 : 1; /* what adjoins the run before is part of it now */
+    }
+    return DEFT_OK;
+}
+
+deft_status_t ideft_compact_runs(deft_tree_t *tree, uint32_t top, size_t budget,
+                                 ideft_carry_fn carry, void *arg, size_t *moved_p)
+{
+    mover_t m = { .forest = tree->forest, .carry = carry, .arg = arg, .budget = budget };
+    deft_status_t status = DEFT_OK;
+    for (uint32_t at = top; at != 0 && status == DEFT_OK && m.moved < budget;
+         at = ideft_node_after(m.forest, top, at))
+        status = compact_node(&m, ideft_node(m.forest, at));
+    m.forest->topology += m.moved > 0;
+    *moved_p = m.moved;
+    return status;
+}
