@@ -176,7 +176,7 @@ void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_f
             if (left == 0)
                 break;
             const deft_rows_t rows = { tree, node, left < ROWS ? left : ROWS };
-            deft_step_t *step;
+            deft_step_t step;
             BENCH_CHECK(ctx, deft_step_begin(ctx, &rows, 1, 0, &step));
             const int32_t *pos = deft_step_positions(step);
             for (uint32_t l = 0; l < layers; l++) {

@@ -108,11 +108,11 @@ static double tolerance(const run_t *run)
 
 /* ---- timing ------------------------------------------------------------------------------------ */
 
-static deft_step_t *open_step(const run_t *run, deft_split_t split, uint64_t flags)
+static deft_step_t open_step(const run_t *run, deft_split_t split, uint64_t flags)
 {
     const cell_t *c = run->cell;
     const size_t kv = (size_t)c->Hkv * c->D;
-    deft_step_t *step;
+    deft_step_t step;
     BENCH_CHECK(run->ctx, deft_ctx_set_split(run->ctx, split));
     BENCH_CHECK(run->ctx, deft_step_begin(run->ctx, NULL, 0, flags, &step));
     const int32_t *pos = deft_step_positions(step);
@@ -130,7 +130,7 @@ static deft_step_t *open_step(const run_t *run, deft_split_t split, uint64_t fla
 static double time_split(const run_t *run, deft_split_t split, uint64_t flags, int reps, double *error,
                          deft_step_stats_t *stats)
 {
-    deft_step_t *step = open_step(run, split, flags);
+    deft_step_t step = open_step(run, split, flags);
     const size_t floats = run->n_leaves * run->cell->H * run->cell->D;
     if (stats != NULL) {
         stats->struct_size = sizeof(*stats);
@@ -173,6 +173,7 @@ static void measure(cell_t *c, const options_t *opt)
     config.pool_tokens = tokens + 64;
     config.n_threads = opt->threads;
     config.isa = opt->isa;
+    config.flags = DEFT_CTX_HUGE_PAGES;
     run_t run = { .layers = (uint32_t)layers, .cell = c };
     BENCH_CHECK(NULL, deft_ctx_create(&config, &run.ctx));
     run.tree = bench_grow(run.ctx, &spec, &run.leaves, &run.n_leaves);

@@ -99,7 +99,7 @@ __global__ void empty_kernel()
 }
 
 /* Rows of the open step into a device buffer. */
-void fill(run *r, deft_step_t *step, void *to, int plane, uint32_t width)
+void fill(run *r, deft_step_t step, void *to, int plane, uint32_t width)
 {
     const size_t rows = deft_step_tokens(step);
     GPU(cudaMemcpyAsync(r->nodes, deft_step_nodes(step), rows * sizeof(*r->nodes), cudaMemcpyHostToDevice, gpu_.stream));
@@ -287,7 +287,7 @@ void fill_tree(run *r)
         }
         if (n == 0)
             break;
-        deft_step_t *step;
+        deft_step_t step;
         BENCH_CHECK(r->ctx, deft_step_begin(r->ctx, rows, n, 0, &step));
         fill(r, step, r->k, BENCH_K, c->Hkv * c->D);
         fill(r, step, r->v, BENCH_V, c->Hkv * c->D);
@@ -299,7 +299,7 @@ void fill_tree(run *r)
 double time_split(run *r, int split, uint64_t flags, const sample *s, int reps, deft_step_stats_t *stats)
 {
     cell_t *c = r->cell;
-    deft_step_t *step;
+    deft_step_t step;
     double plan = 1e30;
     BENCH_CHECK(r->ctx, deft_cuda_reserve(r->ctx, 0, 0));
     for (int i = 0; i < 5; i++) { /* fresh plans, warm */

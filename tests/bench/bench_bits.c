@@ -42,7 +42,7 @@ static void add_step(void *arg, const world_t *w, const sstep_t *ss, size_t step
     out->hash = t_hash(out->hash, ss->out, w->L * ss->o.n * sizeof(*ss->out));
     out->steps++;
     out->rows += ss->n;
-    out->patched += ss->stats.patched != 0;
+    out->patched += ss->stats.planned != 0;
 }
 
 /* The lanes of the device, each backend once: an instruction set that has nothing of its own for a type
@@ -83,6 +83,7 @@ static size_t distinct_lanes(deft_device_t device, deft_dtype_t type, lane_t *la
 static void make_problem(problem_t *p, uint64_t seed, size_t index, deft_dtype_t type)
 {
     problem_make(p, seed, index, type);
+    p->as_0_1 = true;
     if (index % 7 == 5)
         p->act_type = DEFT_F16;
     else if (index % 7 == 6)

@@ -58,7 +58,7 @@ static void close_context(replay_t *r)
 static void step(void *arg, long iteration)
 {
     replay_t *r = arg;
-    deft_step_t *s;
+    deft_step_t s;
     deft_step_stats_t st = { .struct_size = sizeof(st) };
     BENCH_CHECK(r->ctx, deft_step_begin(r->ctx, NULL, 0, 0, &s));
     const size_t rows = deft_step_tokens(s);
@@ -87,7 +87,7 @@ static void step(void *arg, long iteration)
     t->mask += st.mask_bytes;
     t->unfused += st.unfused_bytes;
     t->plan_ns += st.plan_ns;
-    t->patched += st.patched != 0;
+    t->patched += st.planned != 0;
     t->live += info.live_tokens;
     t->owned += size.tokens;
     t->nodes += size.n_nodes;

@@ -25,7 +25,7 @@ typedef struct result {
 
 static void one_step(deft_ctx_t *ctx, float *kv, deft_step_stats_t *st)
 {
-    deft_step_t *step;
+    deft_step_t step;
     st->struct_size = sizeof(*st);
     BENCH_CHECK(ctx, deft_step_begin(ctx, NULL, 0, 0, &step));
     BENCH_CHECK(ctx, deft_step_stats(step, st));
@@ -46,6 +46,7 @@ static result_t run(const char *tree_text, int split, uint32_t H, uint32_t Hkv, 
     const size_t leaves_spec = spec.nodes[spec.levels - 1];
     config.pool_tokens = bench_spec_tokens(&spec) + leaves_spec * (size_t)(2 * steps + 4) * 2;
     config.n_threads = 1;
+    config.flags = DEFT_CTX_HUGE_PAGES;
     config.split = (deft_split_t)split;
     deft_ctx_t *ctx;
     deft_node_t *leaves;
@@ -64,12 +65,12 @@ static result_t run(const char *tree_text, int split, uint32_t H, uint32_t Hkv, 
         for (size_t l = 0; l < n; l++)
             BENCH_CHECK(ctx, deft_tree_append(tree, leaves[l], 1, NULL));
         deft_step_stats_t p = { .struct_size = sizeof(p) };
-        deft_step_t *step;
+        deft_step_t step;
         BENCH_CHECK(ctx, deft_step_begin(ctx, NULL, 0, 0, &step));
         BENCH_CHECK(ctx, deft_step_stats(step, &p));
         deft_step_abandon(step);
         one_step(ctx, kv, &st);
-        if (p.patched == 0 || st.patched != 0)
+        if (p.planned == 0 || st.planned != 0)
             bench_die("%s: a plan that should be patched is not, or the other way round", tree_text);
         if (p.kv_unique_bytes != st.kv_unique_bytes || p.kv_logical_bytes != st.kv_logical_bytes ||
             p.kv_read_bytes != st.kv_read_bytes || p.groups != st.groups || p.partials != st.partials)
@@ -77,7 +78,7 @@ static result_t run(const char *tree_text, int split, uint32_t H, uint32_t Hkv, 
         patched[i] = (double)p.plan_ns * 1e-3;
         fresh[i] = (double)st.plan_ns * 1e-3;
         r.patched++;
-        r.cut_again += p.patched == 2;
+        r.cut_again += p.planned == 2;
     }
     r.groups = st.groups;
     r.partials = st.partials;

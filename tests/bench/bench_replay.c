@@ -295,7 +295,7 @@ static deft_tree_t *copy_path(replay_t *r, const deft_tree_t *from)
     BENCH_CHECK(ctx, deft_tree_append(tree, deft_tree_root(tree), n, ids));
     for (size_t done = 0; done < n; done += r->batch) {
         const deft_rows_t rows = { tree, deft_tree_root(tree), n - done < r->batch ? n - done : r->batch };
-        deft_step_t *step;
+        deft_step_t step;
         BENCH_CHECK(ctx, deft_step_begin(ctx, &rows, 1, 0, &step));
         for (uint32_t l = 0; l < engine_layers(r->e); l++)
             BENCH_CHECK(ctx, deft_step_write(step, l, r->k, r->v));

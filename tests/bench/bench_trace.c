@@ -227,8 +227,8 @@ static void accept_draft(trace_tree_t *t, draft_t *d, long iteration, long accep
     BENCH_CHECK(t->ctx, deft_tree_commit(t->tree, d->node[last], DEFT_COMMIT_PATH));
     if (last != 0)
         BENCH_CHECK(t->ctx, deft_tree_truncate(t->tree, d->node[last], d->at[last]));
-    BENCH_CHECK(t->ctx, deft_tree_merge(t->tree, d->node[last], &d->node[0]));
-    BENCH_CHECK(t->ctx, deft_tree_defrag(t->tree, d->node[0]));
+    d->node[0] = d->node[last];
+    BENCH_CHECK(t->ctx, deft_tree_compact(t->tree, deft_tree_root(t->tree), 128, DEFT_COMPACT_CHAINS, NULL));
 }
 
 static void replay_record(trace_tree_t *t, draft_t *d, const char *line, size_t prompt, long steps)

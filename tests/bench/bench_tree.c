@@ -76,7 +76,8 @@ int bench_tree(int argc, char **argv)
     config.head_dim = 64;
     config.pool_tokens = 4 * want;
     config.n_threads = 1;
-    config.device = DEFT_DEVICE_REF;
+    config.device = DEFT_DEVICE_CPU;
+    config.isa = DEFT_ISA_SCALAR;
     BENCH_CHECK(NULL, deft_ctx_create(&config, &f.ctx));
     BENCH_CHECK(f.ctx, deft_tree_create(f.ctx, &f.tree));
     grow(&f, want, &t[n_timings++]);

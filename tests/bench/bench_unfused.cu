@@ -265,7 +265,7 @@ moves moves_of(const unfused *u, uint32_t layer)
 }
 
 /* Tells steps apart. */
-uint64_t key_of(const deft_step_t *step)
+uint64_t key_of(deft_step_t step)
 {
     const size_t n = deft_step_tokens(step);
     uint64_t key = n;
@@ -274,7 +274,7 @@ uint64_t key_of(const deft_step_t *step)
     return key;
 }
 
-uint64_t begin(void *arg, deft_step_t *step)
+uint64_t begin(void *arg, deft_step_t step)
 {
     unfused *u = (unfused *)arg;
     const deft_node_t *nodes = deft_step_nodes(step);

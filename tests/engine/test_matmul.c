@@ -9,7 +9,7 @@
 #include "util.h"
 
 /* DEFT_ISA; NULL: the best. What a machine lacks, the next lower one stands for. */
-static const char *const sets[] = { "ref", "avx2", "avx512", "avx512_bf16", NULL };
+static const char *const sets[] = { "scalar", "avx2", "avx512", "avx512_bf16", NULL };
 static const uint32_t types[] = { GGUF_F32, GGUF_F16, GGUF_BF16, GGUF_Q4_0, GGUF_Q4_1, GGUF_Q8_0,
                                   GGUF_Q6_K };
 

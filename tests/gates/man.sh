@@ -79,8 +79,9 @@ section() { # page name
         awk -v name="$2" '/^[A-Z]/ { in_section = $0 == name; next } in_section'
 }
 
-set -- "$top_srcdir/include/deft/attention.h" "$top_srcdir/include/deft/cuda.h" "$top_srcdir/include/deft/params.h" \
-    "$top_srcdir/include/deft/status.h" "$top_srcdir/include/deft/tree.h"
+set -- "$top_srcdir/include/deft/context.h" "$top_srcdir/include/deft/cuda.h" \
+    "$top_srcdir/include/deft/status.h" "$top_srcdir/include/deft/step.h" \
+    "$top_srcdir/include/deft/tree.h"
 : >"$work/header"
 for header in "$@"; do
     normalise <"$header" >>"$work/header"
@@ -147,9 +148,9 @@ diff "$work/want" "$work/have" >"$work/diff" || { cat "$work/diff"; fail "protot
 cat "$work/header.line" "$symbols" | tr -cs 'A-Za-z0-9_' '\n' | sort -u >"$work/known"
 {
     basename -a "$man"/*.[37] | sed 's/\.[37]$//'
-    printf '%s\n' DEFT_DEBUG_CHECK DEFT_ISA
+    printf '%s\n' DEFT_DEBUG_CHECK DEFT_ISA DEFT_STATIC
     sed 's/ .*//' "$work/header.constants"
-    sed -n 's/^.*#define \(DEFT_[A-Z_]*\).*/\1/p' "$@"
+    sed -n 's/^.*#define \(DEFT_[A-Z_]*\).*/\1/p' "$@" "$top_srcdir/include/deft/version.h.in"
     sed -n 's/.*XX(\([A-Z_]*\),.*/DEFT_\1/p' "$@"
 } | sort -u - "$work/known" >"$work/names"
 cat "$man"/*.[37] | sed '/^\.TH/d' | tr -cs 'A-Za-z0-9_' '\n' | grep -E '^(deft_[a-z_]+|DEFT_[A-Z0-9_]+)$' |

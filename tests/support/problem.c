@@ -176,10 +176,57 @@ static void mutate_fork(play_t *play, stree_t *t)
     if (rng_chance(&play->rng, 0.5)) {
         T_OK(s_fork(play->w, t, node, n));
     } else {
-        T_OK(s_fork_at(play->w, t, node, rng_below(&play->rng, node->len + 1), n, NULL));
+        const size_t left = node->len - node->gone;
+
+        T_OK(s_fork_at(play->w, t, node, node->gone + rng_below(&play->rng, left + 1), n, NULL));
     }
     for (size_t i = 0; i < n; i++) {
         play_append(play, t, node->kids[node->n_kids - 1 - i], rng_below(&play->rng, 4));
+    }
+}
+
+/* Are the evicted tokens of a path its first ones? */
+static bool path_dense(const snode_t *node)
+{
+    for (; node->parent != NULL; node = node->parent) {
+        if (node->gone > 0 && node->parent->gone < node->parent->len) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What came with version 0.2, at a node of the tree. */
+static void mutate_compact(play_t *play, stree_t *t, snode_t *node)
+{
+    world_t *w = play->w;
+    size_t n = 0;
+
+    if (play->as_0_1) {
+        return;
+    }
+    switch (rng_below(&play->rng, 8)) {
+    case 0:
+        node = rng_chance(&play->rng, 0.5) ? t->root : node;
+        T_OK(s_evict(w, t, node, rng_below(&play->rng, node->computed + 1)));
+        break;
+    case 1:
+        T_OK(s_evict_unseen(w, t, &n));
+        break;
+    case 2:
+        if (tree_size(t) < play->max_nodes) {
+            const int32_t ids[3] = { 1, -1, 2 };
+            const deft_status_t status =
+                s_fork_append(w, t, node, rng_range(&play->rng, 1, 3), ids);
+
+            T_CHECK(status == DEFT_OK || status == DEFT_ERR_NOSPACE, "fork_append: %s",
+                    deft_status_name(status));
+        }
+        break;
+    default:
+        T_OK(s_compact(w, t, rng_chance(&play->rng, 0.5) ? t->root : node,
+                       rng_chance(&play->rng, 0.5) ? 0 : rng_range(&play->rng, 1, 200),
+                       rng_chance(&play->rng, 0.5) ? DEFT_COMPACT_CHAINS : DEFT_COMPACT_MOVE, &n));
     }
 }
 
@@ -188,7 +235,7 @@ static void mutate_share(play_t *play, stree_t *t)
     snode_t *node = play_node(play, t);
     stree_t *fresh = NULL;
 
-    if (play->w->n_trees >= play->max_trees || !path_computed(node)) {
+    if (play->w->n_trees >= play->max_trees || !path_computed(node) || !path_dense(node)) {
         return;
     }
     T_OK(world_share(play->w, t, node, &fresh));
@@ -224,14 +271,13 @@ void play_mutate(play_t *play)
         }
     } else if (pick < 14) {
         node = play_leaf(play, t);
-        T_OK(s_truncate(w, t, node, rng_below(&play->rng, node->len + 1)));
+        T_OK(s_truncate(w, t, node, node->gone + rng_below(&play->rng, node->len - node->gone + 1)));
     } else if (pick < 15) {
         T_OK(s_commit(w, t, play_node(play, t),
                       rng_chance(&play->rng, 0.7) ? DEFT_COMMIT_SUBTREE : DEFT_COMMIT_PATH));
     } else if (pick < 17) {
-        node = NULL;
-        T_OK(s_merge(w, t, play_node(play, t), &node));
-        T_OK(s_defrag(w, t, rng_chance(&play->rng, 0.5) ? node : play_node(play, t)));
+        node = play_node(play, t);
+        mutate_compact(play, t, rng_chance(&play->rng, 0.5) ? node : play_node(play, t));
     } else if (pick < 19) {
         mutate_share(play, t);
     } else {
@@ -381,7 +427,7 @@ static world_t *problem_world(const problem_t *p, const variant_t *v)
 void problem_run(const problem_t *p, const variant_t *v, problem_step_fn on_step, void *arg)
 {
     play_t play = { .max_trees = 4, .max_nodes = p->n_nodes + 40, .max_len = p->max_len,
-                    .id_range = 5 };
+                    .id_range = 5, .as_0_1 = p->as_0_1 };
     world_t *w = problem_world(p, v);
     size_t step = 0, decodes = 0;
 
@@ -439,8 +485,8 @@ size_t problem_lanes(deft_dtype_t type, lane_t *lanes)
         }
         return n;
     }
-    lanes[n++] = (lane_t){ DEFT_DEVICE_REF, DEFT_ISA_BEST };
-    for (int isa = DEFT_ISA_SCALAR; isa <= DEFT_ISA_AMX_BF16; isa++) {
+    lanes[n++] = (lane_t){ DEFT_DEVICE_CPU, DEFT_ISA_SCALAR };
+    for (int isa = DEFT_ISA_AVX2; isa <= DEFT_ISA_AMX_BF16; isa++) {
         deft_config_t cfg = t_config(64);
         world_t *w = NULL;
         deft_status_t status;

@@ -29,6 +29,7 @@ typedef struct problem {
     size_t max_rows;  /* compared a step */
     size_t pool_tokens;
     bool one_prefill; /* the whole first tree in one step */
+    bool as_0_1;      /* only operations that version 0.1 has too: bits can be compared with it */
     uint32_t n_layers, n_kv_heads, ratio, head_dim;
     deft_dtype_t kv_type, act_type; /* act_type: CPU only */
     float scale, softcap, amp_q;
@@ -74,6 +75,7 @@ typedef struct play {
     size_t max_trees, max_nodes;
     size_t max_len;
     int32_t id_range; /* ids are drawn from 0 to id_range-1, and some are -1 */
+    bool as_0_1;
 } play_t;
 
 void play_build(play_t *play, stree_t *t, shape_t shape, size_t n_nodes);

@@ -262,6 +262,7 @@ deft_status_t world_share(world_t *w, stree_t *t, snode_t *node, stree_t **t_p)
         }
         while (depth-- > 0) {
             s_copy(w, fresh->root, up[depth], 0, up[depth]->len);
+            fresh->root->gone += up[depth]->gone;
         }
         fresh->root->computed = fresh->root->len;
         fresh->root->order_known = false;
@@ -296,7 +297,7 @@ size_t world_live(const world_t *w)
         const size_t n = s_nodes(w->trees[i], &list);
 
         for (size_t j = 0; j < n; j++) {
-            for (size_t k = 0; k < list[j]->len; k++) {
+            for (size_t k = list[j]->gone; k < list[j]->len; k++) {
                 live += seen[list[j]->slots[k]] == 0;
                 seen[list[j]->slots[k]] = 1;
             }
@@ -370,24 +371,42 @@ deft_status_t s_fork_at(world_t *w, stree_t *t, snode_t *node, size_t offset, si
     return w_checked(w, t, status);
 }
 
+/* n tokens at the end of a node whose library call has succeeded. */
+static void s_grow(world_t *w, snode_t *node, size_t n, const int32_t *ids, const uint64_t *keys)
+{
+    s_reserve(w, node, node->len + n);
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t slot = w->n_slots++;
+
+        node->ids[node->len] = ids != NULL ? ids[i] : -1;
+        node->slots[node->len] = slot;
+        node->keys[node->len] = keys != NULL ? keys[i] : t_mix(w->seed, slot);
+        node->len++;
+    }
+    if (node->order == 0) {
+        node->order = ++w->n_order;
+    }
+}
+
+deft_status_t s_fork_append(world_t *w, stree_t *t, snode_t *node, size_t n, const int32_t *ids)
+{
+    deft_node_t kid = UINT64_MAX;
+    const deft_status_t status = deft_tree_fork_append(t->tree, node->h, n, ids, &kid);
+
+    T_CHECK(status == DEFT_OK || kid == UINT64_MAX, "a failed call set its output");
+    if (status == DEFT_OK) {
+        s_grow(w, s_new(node, kid), n, ids, NULL);
+    }
+    return w_checked(w, t, status);
+}
+
 deft_status_t s_append_keys(world_t *w, stree_t *t, snode_t *node, size_t n, const int32_t *ids,
                             const uint64_t *keys)
 {
     const deft_status_t status = deft_tree_append(t->tree, node->h, n, ids);
 
     if (status == DEFT_OK) {
-        s_reserve(w, node, node->len + n);
-        for (size_t i = 0; i < n; i++) {
-            const uint64_t slot = w->n_slots++;
-
-            node->ids[node->len] = ids != NULL ? ids[i] : -1;
-            node->slots[node->len] = slot;
-            node->keys[node->len] = keys != NULL ? keys[i] : t_mix(w->seed, slot);
-            node->len++;
-        }
-        if (node->order == 0) {
-            node->order = ++w->n_order;
-        }
+        s_grow(w, node, n, ids, keys);
     }
     return w_checked(w, t, status);
 }
@@ -445,55 +464,114 @@ deft_status_t s_commit(world_t *w, stree_t *t, snode_t *node, uint64_t flags)
     return w_checked(w, t, status);
 }
 
-deft_status_t s_merge(world_t *w, stree_t *t, snode_t *node, snode_t **node_p)
+/* The parent's tokens become the node's first, and the node takes its place. */
+static void s_join_up(world_t *w, snode_t *node)
 {
-    deft_node_t end = UINT64_MAX;
-    const deft_status_t status = deft_tree_merge(t->tree, node->h, &end);
+    snode_t *up = node->parent, whole = { .len = 0 };
 
-    if (status == DEFT_OK) {
-        while (node->parent != NULL) {
-            snode_t *up = node->parent;
+    s_copy(w, &whole, up, 0, up->len);
+    s_copy(w, &whole, node, 0, node->len);
+    free(node->ids);
+    free(node->slots);
+    free(node->keys);
+    free(node->kv);
+    node->computed = up->computed < up->len ? up->computed : up->len + node->computed;
+    node->gone = node->gone == 0 ? up->gone : up->len + node->gone;
+    node->ids = whole.ids;
+    node->slots = whole.slots;
+    node->keys = whole.keys;
+    node->kv = whole.kv;
+    node->len = whole.len;
+    node->cap = whole.cap;
+    node->order_known = false;
+    node->parent = up->parent;
+    for (size_t i = 0; i < up->parent->n_kids; i++) {
+        if (up->parent->kids[i] == up) {
+            up->parent->kids[i] = node;
+        }
+    }
+    up->n_kids = 0;
+    s_delete(up);
+}
 
-            if (up->n_kids == 1) { /* up takes over node */
-                if (up->computed == up->len) {
-                    up->computed += node->computed;
+deft_status_t s_compact(world_t *w, stree_t *t, snode_t *top, size_t budget, uint64_t flags,
+                        size_t *moved_p)
+{
+    const deft_status_t status = deft_tree_compact(t->tree, top->h, budget, flags, moved_p);
+
+    if (status == DEFT_OK && (flags & DEFT_COMPACT_CHAINS) != 0) {
+        /* from the leaves up, so that a chain ends in its last node */
+        snode_t **list;
+        const size_t n = s_nodes(t, &list);
+        bool *inside = t_alloc(n * sizeof(*inside));
+
+        for (size_t i = 0; i < n; i++) {
+            inside[i] = s_is_below(list[i], top);
+        }
+        for (size_t i = n; i-- > 0;) {
+            snode_t *node = list[i];
+
+            /* a node that joined one below is gone: its place in the list is cleared then */
+            while (node != NULL && inside[i] && node != top && node->parent != top &&
+                   node->parent->n_kids == 1 &&
+                   (node->gone == 0 || node->parent->gone == node->parent->len)) {
+                const snode_t *up = node->parent;
+
+                for (size_t j = 0; j < n; j++) {
+                    list[j] = list[j] == up ? NULL : list[j];
                 }
-                s_copy(w, up, node, 0, node->len);
-                if (up->order == 0) {
-                    up->order = node->order;
-                }
-                up->order_known = false;
-                up->user = node->user;
-                free(up->kids);
-                up->kids = node->kids;
-                up->n_kids = node->n_kids;
-                for (size_t i = 0; i < up->n_kids; i++) {
-                    up->kids[i]->parent = up;
-                }
-                if (*node_p == NULL || *node_p == node) {
-                    *node_p = up;
-                }
-                node->kids = NULL;
-                node->n_kids = 0;
-                s_delete(node);
-            } else if (*node_p == NULL) {
-                *node_p = node;
+                s_join_up(w, node);
             }
-            node = up;
         }
-        if (*node_p == NULL) {
-            *node_p = node;
-        }
-        T_CHECK((*node_p)->h == end, "merge gave %#llx, the path ends in %#llx",
-                (unsigned long long)end, (unsigned long long)(*node_p)->h);
+        free(inside);
+        free(list);
     }
     return w_checked(w, t, status);
 }
 
-/* Nothing that the shadow knows changes. */
-deft_status_t s_defrag(world_t *w, stree_t *t, snode_t *node)
+static size_t s_drop_front(snode_t *node, size_t n)
 {
-    return w_checked(w, t, deft_tree_defrag(t->tree, node->h));
+    const size_t before = node->gone;
+
+    for (; node->gone < n; node->gone++) {
+        node->slots[node->gone] = S_NO_SLOT;
+        node->ids[node->gone] = -1;
+    }
+    return node->gone - before;
+}
+
+deft_status_t s_evict(world_t *w, stree_t *t, snode_t *node, size_t n)
+{
+    const deft_status_t status = deft_tree_evict(t->tree, node->h, n);
+
+    if (status == DEFT_OK) {
+        s_drop_front(node, n);
+    }
+    return w_checked(w, t, status);
+}
+
+deft_status_t s_evict_unseen(world_t *w, stree_t *t, size_t *freed_p)
+{
+    const deft_status_t status = deft_tree_evict_unseen(t->tree, freed_p);
+    size_t window = w->cfg.windows != NULL ? w->cfg.windows[0] : w->cfg.window;
+
+    for (uint32_t l = 0; w->cfg.windows != NULL && l < w->L; l++) {
+        window = window == 0 || w->cfg.windows[l] == 0 ? 0
+                 : w->cfg.windows[l] > window          ? w->cfg.windows[l]
+                                                       : window;
+    }
+    if (status == DEFT_OK && window != 0) {
+        snode_t **list;
+        const size_t n = s_nodes(t, &list);
+
+        for (size_t i = 0; i < n; i++) {
+            if (list[i]->computed >= window) {
+                s_drop_front(list[i], list[i]->computed - window + 1);
+            }
+        }
+        free(list);
+    }
+    return w_checked(w, t, status);
 }
 
 deft_status_t s_set_user(world_t *w, stree_t *t, snode_t *node, void *user)
@@ -529,20 +607,23 @@ static void verify_node(const stree_t *t, const snode_t *node, size_t start, siz
     T_CHECK(info.computed == node->computed, "computed %zu, not %zu", info.computed,
             node->computed);
     T_CHECK(info.user == node->user, "user pointer");
-    T_CHECK((info.n_runs == 0) == (info.len == 0) && info.n_runs <= info.len, "%zu runs of %zu",
-            info.n_runs, info.len);
+    T_CHECK(info.evicted == node->gone, "%zu evicted, not %zu", info.evicted, node->gone);
+    T_CHECK((info.n_runs == 0) == (info.len == info.evicted) &&
+                info.n_runs <= info.len - info.evicted,
+            "%zu runs of %zu", info.n_runs, info.len);
     T_CHECK(deft_tree_parent(t->tree, node->h) == info.parent, "parent()");
     T_CHECK(deft_tree_first_child(t->tree, node->h) == info.first_child, "first_child()");
     T_CHECK(deft_tree_next_sibling(t->tree, node->h) == info.next_sibling, "next_sibling()");
     T_CHECK(deft_tree_user(t->tree, node->h) == node->user, "user()");
     T_CHECK(deft_tree_path_len(t->tree, node->h) == start + node->len, "path_len()");
+    T_CHECK(deft_ctx_tree(deft_tree_ctx(t->tree), node->h) == t->tree, "ctx_tree()");
     T_OK(deft_tree_path_tokens(t->tree, node->h, node->len, ids));
     T_CHECK(node->len == 0 || memcmp(ids, node->ids, node->len * sizeof(*ids)) == 0, "ids");
     free(ids);
 }
 
 typedef struct walk {
-    size_t tokens, leaves, path_tokens, max_path, max_depth;
+    size_t tokens, leaves, path_tokens, max_path, max_depth, evicted;
     deft_node_t at;
     size_t n;
 } walk_t;
@@ -557,6 +638,7 @@ static void verify_below(const stree_t *t, const snode_t *node, size_t start, si
     verify_node(t, node, start, index);
     walk->n++;
     walk->tokens += node->len;
+    walk->evicted += node->gone;
     walk->max_path = end > walk->max_path ? end : walk->max_path;
     walk->max_depth = depth > walk->max_depth ? depth : walk->max_depth;
     if (node->n_kids == 0) {
@@ -576,7 +658,7 @@ static void verify_owners(const world_t *w, unsigned char *owners, uint32_t *las
         const size_t n = s_nodes(w->trees[i], &list);
 
         for (size_t j = 0; j < n; j++) {
-            for (size_t k = 0; k < list[j]->len; k++) {
+            for (size_t k = list[j]->gone; k < list[j]->len; k++) {
                 const uint64_t slot = list[j]->slots[k];
 
                 if (last[slot] != i + 1) {
@@ -596,7 +678,7 @@ static size_t verify_shared(const stree_t *t, const unsigned char *owners)
     const size_t n = s_nodes(t, &list);
 
     for (size_t j = 0; j < n; j++) {
-        for (size_t k = 0; k < list[j]->len; k++) {
+        for (size_t k = list[j]->gone; k < list[j]->len; k++) {
             shared += owners[list[j]->slots[k]] > 1;
         }
     }
@@ -626,6 +708,8 @@ void world_verify(const world_t *w)
                 walk.leaves);
         T_CHECK(stats.tokens == walk.tokens, "stats: %zu tokens, not %zu", stats.tokens,
                 walk.tokens);
+        T_CHECK(stats.evicted_tokens == walk.evicted, "stats: %zu evicted, not %zu",
+                stats.evicted_tokens, walk.evicted);
         T_CHECK(stats.path_tokens == walk.path_tokens, "stats: %zu path tokens, not %zu",
                 stats.path_tokens, walk.path_tokens);
         T_CHECK(stats.max_depth == walk.max_depth, "stats: depth %zu, not %zu", stats.max_depth,

@@ -17,14 +17,17 @@ typedef struct snode {
     struct snode **kids;
     size_t n_kids;
     size_t len, cap, computed;
+    size_t gone;     /* first tokens that were evicted */
     int32_t *ids;
-    uint64_t *slots; /* [len] serial number of the slot */
+    uint64_t *slots; /* [len] serial number of the slot; S_NO_SLOT: evicted */
     uint64_t *keys;  /* [len] what its K, V and Q are made from */
     float *kv;       /* [len][n_layers][K, V][n_kv_heads][head_dim]; NULL in a world without KV */
     void *user;
     uint64_t order;  /* of the first append; 0: never */
-    bool order_known; /* by the contract: false for tails and merged nodes */
+    bool order_known; /* by the contract: false for tails and joined nodes */
 } snode_t;
+
+#define S_NO_SLOT UINT64_MAX
 
 typedef struct stree {
     deft_tree_t *tree;
@@ -74,8 +77,12 @@ deft_status_t s_append_keys(world_t *w, stree_t *t, snode_t *node, size_t n, con
 deft_status_t s_prune(world_t *w, stree_t *t, snode_t *node);
 deft_status_t s_truncate(world_t *w, stree_t *t, snode_t *node, size_t n);
 deft_status_t s_commit(world_t *w, stree_t *t, snode_t *node, uint64_t flags);
-deft_status_t s_merge(world_t *w, stree_t *t, snode_t *node, snode_t **node_p);
-deft_status_t s_defrag(world_t *w, stree_t *t, snode_t *node);
+deft_status_t s_fork_append(world_t *w, stree_t *t, snode_t *node, size_t n, const int32_t *ids);
+/* With DEFT_COMPACT_CHAINS nodes go: of those that the caller holds, the lower ones stay. */
+deft_status_t s_compact(world_t *w, stree_t *t, snode_t *top, size_t budget, uint64_t flags,
+                        size_t *moved_p);
+deft_status_t s_evict(world_t *w, stree_t *t, snode_t *node, size_t n);
+deft_status_t s_evict_unseen(world_t *w, stree_t *t, size_t *freed_p);
 deft_status_t s_set_user(world_t *w, stree_t *t, snode_t *node, void *user);
 
 snode_t *s_kid(const snode_t *node, size_t i);
@@ -94,7 +101,7 @@ typedef struct srow {
 } srow_t;
 
 typedef struct sstep {
-    deft_step_t *step;
+    deft_step_t step;
     uint64_t flags;
     size_t n;        /* rows */
     snode_t **node;  /* [n] */

@@ -134,7 +134,7 @@ deft_status_t world_begin(world_t *w, const srow_t *rows, size_t n_rows, uint64_
     status = deft_step_begin(w->ctx, rows != NULL ? list : NULL, n_rows, flags, &ss->step);
     free(list);
     if (status != DEFT_OK) {
-        T_CHECK(ss->step == NULL, "a failed begin set its output");
+        T_CHECK(ss->step.ctx == NULL && ss->step.number == 0, "a failed begin set its output");
         return status;
     }
     ss->flags = flags;
@@ -252,7 +252,7 @@ static void layer_attend(const world_t *w, sstep_t *ss, uint32_t layer, int how)
     void *const q = io_give(w, 0, &ss->q, &host[0]), *const o = io_give(w, 3, &ss->o, &host[3]);
     void *const k = io_give(w, 1, &ss->k, &host[1]), *const v = io_give(w, 2, &ss->v, &host[2]);
     if (how == S_FUSED) {
-        T_OK(deft_step_layer(ss->step, layer, q, k, v, o));
+        T_OK(t_layer(ss->step, layer, q, k, v, o));
     } else {
         if (how != S_TWICE) {
             T_OK(deft_step_write(ss->step, layer, k, v));
@@ -293,7 +293,7 @@ void world_layer(world_t *w, sstep_t *ss, uint32_t layer, int how)
 void world_end(world_t *w, sstep_t *ss)
 {
     T_OK(deft_step_end(ss->step));
-    ss->step = NULL;
+    ss->step = (deft_step_t)DEFT_STEP_INIT;
     for (size_t i = 0; i < ss->n; i++) {
         ss->node[i]->computed = ss->off[i] + 1;
     }
@@ -343,26 +343,30 @@ static double dot(const float *a, const float *b, size_t n)
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* Where the K of the tokens that the row sees lie, oldest first; their number. */
+/* Where the K of the tokens that the row sees lie, oldest first, without those that were evicted; their
+ * number. */
 static size_t row_path(const world_t *w, const sstep_t *ss, uint32_t layer, size_t row,
                        const float ***path_p)
 {
     const snode_t *node = ss->node[row];
     const uint32_t window = w->cfg.windows != NULL ? w->cfg.windows[layer] : w->cfg.window;
     const size_t length = s_start(node) + ss->off[row] + 1;
-    const size_t n = window != 0 && window < length ? window : length;
-    const float **path = t_alloc(n * sizeof(*path));
-    size_t left = n, off = ss->off[row] + 1;
+    const size_t seen = window != 0 && window < length ? window : length;
+    const float **path = t_alloc(seen * sizeof(*path));
+    size_t left = seen, at = seen, off = ss->off[row] + 1;
 
     while (left > 0) {
-        while (off > 0 && left > 0) {
-            path[--left] = node_kv(w, node, --off, layer);
+        for (; off > 0 && left > 0; left--) {
+            if (--off >= node->gone) {
+                path[--at] = node_kv(w, node, off, layer);
+            }
         }
         node = node->parent;
         off = node != NULL ? node->len : 0;
     }
+    memmove(path, path + at, (seen - at) * sizeof(*path));
     *path_p = path;
-    return n;
+    return seen - at;
 }
 
 static void oracle_head(const world_t *w, const float *const *path, size_t n, uint32_t head,

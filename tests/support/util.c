@@ -466,11 +466,7 @@ void t_snapshot(t_bytes_t *out, deft_ctx_t *ctx, deft_tree_t *const *trees, size
 
 deft_config_t t_config(size_t pool_tokens)
 {
-    /* The macro sets the first member alone, which -Wextra would have us spell out. */
-    _Pragma("GCC diagnostic push")
-    _Pragma("GCC diagnostic ignored \"-Wmissing-field-initializers\"")
     deft_config_t cfg = DEFT_CONFIG_INIT;
-    _Pragma("GCC diagnostic pop")
 
     cfg.device = DEFT_DEVICE_CPU;
     cfg.n_layers = 1;
@@ -481,6 +477,14 @@ deft_config_t t_config(size_t pool_tokens)
     cfg.pool_tokens = pool_tokens;
     cfg.n_threads = 1;
     return cfg;
+}
+
+deft_status_t t_layer(deft_step_t step, uint32_t layer, const void *q, const void *k, const void *v,
+                      void *o)
+{
+    const deft_status_t status = deft_step_write(step, layer, k, v);
+
+    return status == DEFT_OK ? deft_step_attend(step, layer, q, o) : status;
 }
 
 const char *t_isa_name(deft_isa_t isa)

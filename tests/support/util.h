@@ -128,6 +128,10 @@ void t_snapshot(t_bytes_t *out, deft_ctx_t *ctx, deft_tree_t *const *trees, size
 /* DEFT_CONFIG_INIT, and a small geometry: 1 layer, 2 query heads on 1 KV head of 64, 1 thread. */
 deft_config_t t_config(size_t pool_tokens);
 
+/* Write and attend of one layer. */
+deft_status_t t_layer(deft_step_t step, uint32_t layer, const void *q, const void *k, const void *v,
+                      void *o);
+
 const char *t_isa_name(deft_isa_t isa);
 const char *t_type_name(deft_dtype_t type);
 const char *t_split_name(deft_split_t split);

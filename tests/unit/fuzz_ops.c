@@ -26,7 +26,8 @@ typedef struct machine {
     deft_node_t handles[MAX_HANDLES];
     unsigned owner[MAX_HANDLES]; /* which of the trees gave the handle */
     size_t n_handles;
-    deft_step_t *step;
+    deft_step_t step; /* the open one, or one that was */
+    bool open;
     uint64_t hash;
     float *buf; /* [3][POOL][2 * WIDTH] */
 } machine_t;
@@ -103,11 +104,18 @@ static deft_status_t op_fork(machine_t *m)
     const deft_node_t node = any_node(m, &tree);
     deft_node_t kids[32];
     const size_t n = any_size(m), offset = any_size(m);
+    const unsigned kind = take(m) % 3;
     deft_node_t tail = DEFT_NODE_NONE;
     deft_status_t status;
 
-    if (take(m) % 2 == 0) {
+    if (kind == 0) {
         status = deft_tree_fork(tree, node, n, kids);
+    } else if (kind == 1) {
+        status = deft_tree_fork_append(tree, node, n, NULL, kids);
+        if (status == DEFT_OK) {
+            keep(m, tree, kids[0]);
+        }
+        return status;
     } else {
         status = deft_tree_fork_at(tree, node, offset, n, kids, &tail);
     }
@@ -137,11 +145,11 @@ static deft_status_t op_append(machine_t *m)
 
 static deft_status_t op_remove(machine_t *m)
 {
-    const unsigned pick = take(m) % 6;
+    const unsigned pick = take(m) % 8;
     deft_tree_t *tree;
     const deft_node_t node = any_node(m, &tree);
-    deft_node_t end = 0;
     deft_status_t status;
+    size_t n = 0;
 
     switch (pick) {
     case 0:
@@ -151,13 +159,18 @@ static deft_status_t op_remove(machine_t *m)
     case 2:
         return deft_tree_commit(tree, node, take(m) % 3);
     case 3:
-        status = deft_tree_merge(tree, node, &end);
-        note(m, end);
-        return status;
     case 4:
-        return deft_tree_defrag(tree, node);
+        status = deft_tree_compact(tree, node, any_size(m), take(m) % 3, &n);
+        note(m, n);
+        return status;
+    case 5:
+        return deft_tree_evict(tree, node, any_size(m));
+    case 6:
+        status = deft_tree_evict_unseen(tree, &n);
+        note(m, n);
+        return status;
     default:
-        return deft_tree_set_user(tree, node, m);
+        return take(m) % 4 == 0 ? deft_ctx_trim(m->ctx) : deft_tree_set_user(tree, node, m);
     }
 }
 
@@ -170,9 +183,7 @@ static deft_status_t op_trees(machine_t *m)
     deft_status_t status;
 
     if (pick == 0 && m->trees[at] != NULL) {
-        if (m->step != NULL) {
-            m->step = NULL; /* destroying a tree abandons the step */
-        }
+        m->open = false; /* destroying a tree abandons the step */
         deft_tree_destroy(m->trees[at]);
         m->trees[at] = NULL;
         return DEFT_OK;
@@ -197,8 +208,12 @@ static deft_status_t op_look(machine_t *m)
     int32_t ids[24];
     deft_node_t found = 0;
     size_t offset = 0, matched = 0, n = any_size(m) % 24;
+    deft_footprint_t below = DEFT_FOOTPRINT_INIT;
     const deft_status_t status = deft_tree_node(tree, node, &info);
 
+    T_STATUS(deft_tree_footprint(tree, node, &below), status);
+    note(m, below.nodes + 31 * below.tokens + 961 * below.freed_tokens);
+    note(m, deft_ctx_tree(m->ctx, node) != NULL);
     for (size_t i = 0; i < 24; i++) {
         ids[i] = (int32_t)(take(m) % 4) - 1;
     }
@@ -229,18 +244,65 @@ static deft_status_t op_begin(machine_t *m)
         rows[i].node = any_node(m, &rows[i].tree);
         rows[i].n = take(m) % 2 == 0 ? 0 : any_size(m);
     }
-    if (m->step == NULL && take(m) % 4 == 0) {
+    if (!m->open && take(m) % 4 == 0) {
         note(m, (uint64_t)deft_ctx_set_split(m->ctx, (deft_split_t)(take(m) % 6)));
     }
     const deft_status_t status = deft_step_begin(m->ctx, n != 0 ? rows : NULL, n, flags, &m->step);
 
     if (status == DEFT_OK) {
+        m->open = true;
         T_CHECK(deft_step_tokens(m->step) <= POOL, "more rows than slots");
         note(m, deft_step_tokens(m->step));
         m->hash = t_hash(m->hash, deft_step_nodes(m->step),
                          deft_step_tokens(m->step) * sizeof(deft_node_t));
     }
     return status;
+}
+
+/* The handle of a step that has ended, or of none. */
+static void stale_step(machine_t *m)
+{
+    const deft_step_t steps[] = { m->step, { m->ctx, m->step.number + 1 }, { m->ctx, UINT64_MAX } };
+    deft_step_stats_t stats = DEFT_STEP_STATS_INIT;
+
+    for (size_t i = 0; i < 3; i++) {
+        const deft_status_t want = steps[i].ctx == NULL || steps[i].number == 0 ? DEFT_ERR_INVAL
+                                                                               : DEFT_ERR_STALE;
+
+        T_STATUS(deft_step_end(steps[i]), want);
+        T_STATUS(deft_step_write(steps[i], 0, m->buf, m->buf), want);
+        T_STATUS(deft_step_attend(steps[i], 0, m->buf, m->buf), want);
+        T_STATUS(deft_step_stats(steps[i], &stats), want);
+        T_CHECK(deft_step_tokens(steps[i]) == 0 && deft_step_nodes(steps[i]) == NULL, "rows");
+        deft_step_abandon(steps[i]);
+    }
+    deft_step_cancel(m->step);
+}
+
+static deft_status_t whole_step(machine_t *m)
+{
+    float *q = m->buf, *kv = m->buf + POOL * 2 * WIDTH, *o = kv + POOL * 2 * WIDTH;
+    deft_status_t status = m->open ? DEFT_OK : op_begin(m);
+
+    for (uint32_t i = 0; i < LAYERS && status == DEFT_OK; i++) {
+        T_OK(t_layer(m->step, i, q, kv, kv, o));
+        m->hash = t_hash(m->hash, o, deft_step_tokens(m->step) * 2 * WIDTH * sizeof(*o));
+    }
+    if (status == DEFT_OK) {
+        T_OK(deft_step_end(m->step));
+        m->open = false;
+    }
+    return status;
+}
+
+static void cancel_step(machine_t *m)
+{
+    deft_step_cancel(m->step);
+    T_STATUS(deft_step_write(m->step, 0, m->buf, m->buf), DEFT_ERR_CANCELLED);
+    T_STATUS(deft_step_attend(m->step, 0, m->buf, m->buf), DEFT_ERR_CANCELLED);
+    T_STATUS(deft_step_end(m->step), DEFT_ERR_CANCELLED);
+    deft_step_abandon(m->step);
+    m->open = false;
 }
 
 static deft_status_t op_step(machine_t *m)
@@ -250,38 +312,34 @@ static deft_status_t op_step(machine_t *m)
     float *q = m->buf, *kv = m->buf + POOL * 2 * WIDTH, *o = kv + POOL * 2 * WIDTH;
     deft_status_t status;
 
-    switch (m->step != NULL ? pick : 7) {
+    if (!m->open && pick == 0) {
+        stale_step(m);
+        return DEFT_OK;
+    }
+    switch (m->open ? pick : 7) {
     case 0:
         return deft_step_write(m->step, layer, kv, kv);
     case 1:
     case 2:
         status = pick == 1 ? deft_step_attend(m->step, layer, q, o)
-                           : deft_step_layer(m->step, layer, q, kv, kv, o);
+                           : t_layer(m->step, layer, q, kv, kv, o);
         if (status == DEFT_OK) {
             m->hash = t_hash(m->hash, o, deft_step_tokens(m->step) * 2 * WIDTH * sizeof(*o));
         }
         return status;
     case 3:
         status = deft_step_end(m->step);
-        if (status == DEFT_OK) {
-            m->step = NULL;
-        }
+        m->open = status != DEFT_OK;
         return status;
     case 4:
         deft_step_abandon(m->step);
-        m->step = NULL;
+        m->open = false;
         return DEFT_OK;
-    default: /* a whole step */
-        if (m->step == NULL && (status = op_begin(m)) != DEFT_OK) {
-            return status;
-        }
-        for (uint32_t i = 0; i < LAYERS; i++) {
-            T_OK(deft_step_layer(m->step, i, q, kv, kv, o));
-            m->hash = t_hash(m->hash, o, deft_step_tokens(m->step) * 2 * WIDTH * sizeof(*o));
-        }
-        T_OK(deft_step_end(m->step));
-        m->step = NULL;
+    case 5:
+        cancel_step(m);
         return DEFT_OK;
+    default:
+        return whole_step(m);
     }
 }
 
@@ -327,12 +385,13 @@ static uint64_t play(const uint8_t *data, size_t size)
     for (size_t i = 0; i < MAX_OPS && m.left > 0; i++) {
         unsigned op = take(&m) % (sizeof(ops) / sizeof(ops[0]));
 
-        if (m.step != NULL && take(&m) % 4 != 3) {
+        if (m.open && take(&m) % 4 != 3) {
             op = 7; /* or nearly everything would be BUSY */
         }
         const deft_status_t status = ops[op](&m);
 
         T_CHECK(status == DEFT_OK || (status <= DEFT_ERR_INVAL && status > DEFT_ERR_UNSUPPORTED)
+                || status == DEFT_ERR_EMPTY || status == DEFT_ERR_UNCOMPUTED
                 || status == DEFT_ERR_NOSPACE, "operation %zu (kind %u): %s", i, op,
                 deft_status_name(status));
         note(&m, (uint64_t)(int64_t)status);

@@ -16,7 +16,7 @@ typedef struct stage {
     deft_node_t kids[9000];
     snode_t *node;
     deft_tree_t *made;
-    deft_step_t *step;
+    deft_step_t step;
     float *buf;
     t_bytes_t text;
 } stage_t;
@@ -153,18 +153,14 @@ static deft_status_t call_share(stage_t *s)
     return deft_tree_share(s->t->tree, s->node->h, &s->made);
 }
 
-static deft_status_t call_merge(stage_t *s)
+static deft_status_t call_compact(stage_t *s)
 {
-    deft_node_t end;
-
-    return deft_tree_merge(s->t2->tree, s->node->h, &end);
+    return deft_tree_compact(s->t2->tree, s->t2->root->h, 0, DEFT_COMPACT_CHAINS, NULL);
 }
 
 /* A node that ends in three short runs, where a branch was between them. */
 static void prepare_runs(stage_t *s)
 {
-    snode_t *end = NULL;
-
     prepare_tree(s);
     s->node = s->t2->root;
     for (size_t i = 0; i < 3; i++) {
@@ -174,13 +170,7 @@ static void prepare_runs(stage_t *s)
         s->node = s_kid(s->node, 0);
     }
     T_OK(s_commit(s->w, s->t2, s->node, DEFT_COMMIT_PATH));
-    T_OK(s_merge(s->w, s->t2, s->node, &end));
-    s->node = end;
-}
-
-static deft_status_t call_defrag(stage_t *s)
-{
-    return deft_tree_defrag(s->t2->tree, s->node->h);
+    T_OK(s_compact(s->w, s->t2, s->t2->root, 1, DEFT_COMPACT_CHAINS, NULL));
 }
 
 static deft_status_t call_find(stage_t *s)
@@ -223,12 +213,12 @@ static deft_status_t call_attend(stage_t *s)
         s->buf = t_alloc(2000 * 256 * sizeof(*s->buf));
     }
     for (uint32_t layer = 0; layer < s->w->L && status == DEFT_OK; layer++) {
-        status = deft_step_layer(s->step, layer, s->buf, s->buf, s->buf,
+        status = t_layer(s->step, layer, s->buf, s->buf, s->buf,
                                  s->buf + 1000 * 256);
     }
     if (status != DEFT_OK) {
         deft_step_abandon(s->step);
-        s->step = NULL;
+        s->step = (deft_step_t)DEFT_STEP_INIT;
     }
     return status;
 }
@@ -244,8 +234,8 @@ static const scene_t scenes[] = {
     { "truncate", prepare_computed, call_truncate, true },
     { "truncate shared", prepare_shared, call_truncate, true },
     { "share", prepare_computed, call_share, true },
-    { "merge", prepare_chain, call_merge, true },
-    { "defrag", prepare_runs, call_defrag, true },
+    { "compact chain", prepare_chain, call_compact, false },
+    { "compact runs", prepare_runs, call_compact, true },
     { "find", prepare_tree, call_find, true },
     { "print", prepare_tree, call_print, true },
     { "check", prepare_tree, call_check, true },
@@ -305,7 +295,7 @@ static bool sweep_one(const scene_t *scene, size_t n, bool sticky)
         T_CHECK(reached, "%s without a failed allocation: %s", deft_status_name(status),
                 deft_last_error(s.w->ctx));
         T_CHECK(status == DEFT_ERR_NOMEM, "%s, not NOMEM", deft_status_name(status));
-        T_CHECK(s.made == NULL && s.step == NULL, "an output was set");
+        T_CHECK(s.made == NULL && s.step.ctx == NULL, "an output was set");
         t_snapshot(&after, s.w->ctx, trees, n_trees);
         T_CHECK(t_bytes_equal(&before, &after), "the failure changed something");
         T_OK(deft_tree_check(s.t->tree));

@@ -75,7 +75,7 @@ static void judge_error(judge_t *j, const world_t *w, const sstep_t *ss, size_t 
 
     T_CHECK(norm < s_tolerance(&w->info), "%s, step %zu (%zu rows, split %s, patched %d): error "
             "%.3g, allowed %.3g", j->what, step, ss->n, t_split_name(ss->stats.split),
-            ss->stats.patched, norm, s_tolerance(&w->info));
+            ss->stats.planned, norm, s_tolerance(&w->info));
     j->worst = norm > j->worst ? norm : j->worst;
 }
 
@@ -89,7 +89,7 @@ static void judge_step(void *arg, const world_t *w, const sstep_t *ss, size_t st
         return;
     }
     j->info = w->info;
-    r->n_patched += ss->stats.patched != 0;
+    r->n_patched += ss->stats.planned != 0;
     for (size_t i = 0; i < w->L * ss->o.n; i++) {
         T_CHECK(isfinite(ss->out[i]), "%s, step %zu: output %zu of row %zu is %g", j->what, step,
                 i % (w->Hq * w->D), i / (w->Hq * w->D) % ss->n, (double)ss->out[i]);
@@ -109,7 +109,7 @@ static void judge_step(void *arg, const world_t *w, const sstep_t *ss, size_t st
             T_CHECK(memcmp(&r->out[step][i], &ss->out[i], sizeof(float)) == 0,
                     "%s, step %zu of %zu rows (split %s, patched %d): output %zu of row %zu: "
                     "%.9g, not %.9g", j->what, step, ss->n, t_split_name(ss->stats.split),
-                    ss->stats.patched, i % (w->Hq * w->D), i / (w->Hq * w->D) % ss->n,
+                    ss->stats.planned, i % (w->Hq * w->D), i / (w->Hq * w->D) % ss->n,
                     (double)ss->out[i], (double)r->out[step][i]);
         }
     }

@@ -336,7 +336,7 @@ static void fill_with_nan(world_t *w)
 {
     t_buf_t buf;
     uint16_t *host;
-    deft_step_t *step = NULL;
+    deft_step_t step = DEFT_STEP_INIT;
 
     t_buf_init(&buf, w->cfg.pool_tokens * w->Hkv * w->D, 0);
     for (size_t i = 0; i < buf.n; i++) {
@@ -424,12 +424,18 @@ END_TEST
 
 /* ---- accepted drafts ---- */
 
+/* Of the whole path. */
 static size_t n_runs(const stree_t *t, const snode_t *node)
 {
-    deft_node_info_t info = { .struct_size = sizeof(info) };
+    size_t n = 0;
 
-    T_OK(deft_tree_node(t->tree, node->h, &info));
-    return info.n_runs;
+    for (; node != NULL; node = node->parent) {
+        deft_node_info_t info = DEFT_NODE_INFO_INIT;
+
+        T_OK(deft_tree_node(t->tree, node->h, &info));
+        n += info.n_runs;
+    }
+    return n;
 }
 
 /* A draft below `end`, of which a branch of 1 to 5 tokens is accepted; returns the new end. */
@@ -454,13 +460,11 @@ static snode_t *speculate(world_t *w, stree_t *t, snode_t *end, rng_t *rng, cons
     sstep_free(&ss);
     *rng = play.rng;
     T_OK(s_commit(w, t, last, DEFT_COMMIT_PATH));
-    end = NULL;
-    T_OK(s_merge(w, t, last, &end));
-    return end;
+    return last;
 }
 
-/* Two texts grow by drafts in one pool. One is defragmented after each step and stays in few runs; the
- * results of both are right all the time. */
+/* Two texts grow by drafts in one pool. One is compacted after each step and stays in few runs and two
+ * nodes; the results of both are right all the time. */
 static void cell_drafts(const cell_t *cell)
 {
     world_t *w = world_new(&cell->cfg, cell->seed, true);
@@ -479,23 +483,25 @@ static void cell_drafts(const cell_t *cell)
         for (int i = 0; i < 2; i++) {
             end[i] = speculate(w, t[i], end[i], &play.rng, cell);
             if (i == 0) {
-                T_OK(s_defrag(w, t[i], end[i]));
+                T_OK(s_compact(w, t[i], t[i]->root, 0, DEFT_COMPACT_CHAINS, NULL));
+                T_CHECK(s_depth(end[i]) == 2, "%zu nodes", s_depth(end[i]));
                 world_verify(w);
             }
             most[i] = n_runs(t[i], end[i]) > most[i] ? n_runs(t[i], end[i]) : most[i];
         }
     }
-    T_CHECK(most[0] <= 3 && most[1] > most[0], "%zu runs, %zu without deft_tree_defrag()", most[0], most[1]);
+    T_CHECK(most[0] <= 3 && most[1] > most[0], "%zu runs, %zu not compacted", most[0], most[1]);
     if (cell->index % 2 == 0) { /* what another tree owns stays where it is */
         const size_t before = n_runs(t[1], end[1]);
+        size_t moved = 1;
 
         T_OK(world_share(w, t[1], end[1], &copy));
-        T_OK(s_defrag(w, t[1], end[1]));
-        T_CHECK(n_runs(t[1], end[1]) == before, "shared runs were moved");
+        T_OK(s_compact(w, t[1], t[1]->root, 0, DEFT_COMPACT_MOVE, &moved));
+        T_CHECK(n_runs(t[1], end[1]) == before && moved == 0, "shared runs were moved");
     } else {
         T_OK(s_append(w, t[1], end[1], 3, NULL)); /* not computed yet: slots alone */
-        T_OK(s_defrag(w, t[1], end[1]));
-        T_CHECK(n_runs(t[1], end[1]) < most[1], "%zu runs", n_runs(t[1], end[1]));
+        T_OK(s_compact(w, t[1], t[1]->root, 0, DEFT_COMPACT_CHAINS, NULL));
+        T_CHECK(n_runs(t[1], end[1]) <= 3, "%zu runs", n_runs(t[1], end[1]));
     }
     world_verify(w);
     speculate(w, t[1], end[1], &play.rng, cell);

@@ -94,10 +94,10 @@ static void pass_free(pass_t *p)
     free(p->b);
 }
 
-static void launch(const pass_t *p, deft_step_t *step)
+static void launch(const pass_t *p, deft_step_t step)
 {
     for (uint32_t l = 0; l < LAYERS; l++) {
-        T_OK(deft_step_layer(step, l, p->q[l], p->k[l], p->v[l], p->o[l]));
+        T_OK(t_layer(step, l, p->q[l], p->k[l], p->v[l], p->o[l]));
     }
 }
 
@@ -116,7 +116,7 @@ static void fetch(const pass_t *p, size_t rows, uint16_t *to)
     }
 }
 
-static cudaGraphExec_t capture(const pass_t *p, deft_step_t *step)
+static cudaGraphExec_t capture(const pass_t *p, deft_step_t step)
 {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
@@ -348,7 +348,7 @@ static void bounds(void)
     pass_t p;
     stree_t *t;
     sstep_t ss;
-    deft_step_t *step = NULL;
+    deft_step_t step = DEFT_STEP_INIT;
 
     cfg.kv_type = DEFT_F16;
     pass_init(&p, &cfg, 6);
@@ -546,7 +546,7 @@ static void own_write(void)
 
 static char last_line[512];
 
-static void keep_line(void *arg, int level, const char *text)
+static void keep_line(void *arg, deft_log_level_t level, const char *text)
 {
     (void)arg;
     (void)level;
@@ -621,7 +621,7 @@ static void lost(void)
     pass_t p;
     stree_t *t;
     sstep_t ss;
-    deft_step_t *step = NULL;
+    deft_step_t step = DEFT_STEP_INIT;
 
     cfg.kv_type = DEFT_F16;
     pass_init(&p, &cfg, 8);
@@ -629,7 +629,7 @@ static void lost(void)
     T_OK(s_append(p.w, t, t->root, 20, NULL));
     T_OK(world_begin(p.w, NULL, 0, 0, &ss));
     dev_fault();
-    T_STATUS(deft_step_layer(ss.step, 0, p.q[0], p.k[0], p.v[0], p.o[0]), DEFT_ERR_DEVICE);
+    T_STATUS(t_layer(ss.step, 0, p.q[0], p.k[0], p.v[0], p.o[0]), DEFT_ERR_DEVICE);
     T_CHECK(strstr(deft_last_error(p.w->ctx), "lost") != NULL, "%s", deft_last_error(p.w->ctx));
     T_STATUS(deft_step_write(ss.step, 1, p.k[0], p.v[0]), DEFT_ERR_DEVICE);
     T_STATUS(deft_step_end(ss.step), DEFT_ERR_DEVICE);

@@ -11,11 +11,11 @@
 #include <string.h>
 
 #include "image.h"
-#include "tree_int.h"
+#include "context_int.h"
 
 typedef struct reader {
     const ideft_plan_t *plan;
-    const ideft_geom_t *g;
+    const ideft_geometry_t *g;
     const unsigned char *image;
     size_t max_rows;
     uint8_t *seen; /* [n_rows][pool slots] how often */
@@ -117,8 +117,8 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
 
         T_CHECK(rec->n_rows > 0 && rec->n_rows * rd->g->G <= IDEFT_ROWS, "%u rows", rec->n_rows);
         T_CHECK(by_turns(rec) == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
-        T_CHECK((rec->share % 4 == IDEFT_SHARE_TOKENS) == (rec->n_rows * rd->g->G <= IDEFT_NARROW_ROWS && rd->g->D <= IDEFT_NARROW_DIM && rd->plan->flags == 0),
-                "a record of %u rows, flags %u", rec->n_rows, (unsigned)rd->plan->flags);
+        T_CHECK((rec->share % 4 == IDEFT_SHARE_TOKENS) == (rec->n_rows * rd->g->G <= IDEFT_NARROW_ROWS && rd->g->D <= IDEFT_NARROW_DIM && !rd->plan->invariant),
+                "a record of %u rows, invariant %d", rec->n_rows, rd->plan->invariant);
         T_CHECK(c->count > IDEFT_INLINE || memcmp(own, c, c->count * sizeof(*c)) == 0, "the first tile is not inline");
         for (;; c += c->count, tile++) {
             T_CHECK(c->count > 0, "a tile without copies");
@@ -142,26 +142,26 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
             if (rows[r].token & IDEFT_DIRECT) {
                 ++*n_direct;
             } else {
-                T_CHECK(rec->part + r < rd->plan->n_part && parts[rec->part + r]++ == 0, "a partial is written twice");
+                T_CHECK(rec->part + r < rd->plan->n_parts && parts[rec->part + r]++ == 0, "a partial is written twice");
             }
         }
     }
 }
 
 /* Row r against its path, from the tree. */
-static void check_row(const deft_ctx_t *ctx, const reader_t *rd, uint32_t r)
+static void check_row(const ideft_forest_t *forest, const reader_t *rd, uint32_t r)
 {
     const ideft_row_t *row = &rd->plan->row[r];
     const uint32_t window = rd->g->max_window;
     uint32_t pos = row->pos;
     uint8_t *seen = rd->seen + (size_t)r * rd->n_slots;
 
-    for (uint32_t at = row->node; at != 0; at = ideft_node(ctx, at)->parent) {
-        const ideft_node_t *node = ideft_node(ctx, at);
-        const ideft_run_t *runs = ideft_runs(node);
-        uint32_t p = node->start;
+    for (uint32_t at = row->node; at != 0; at = ideft_node(forest, at)->parent) {
+        const ideft_node_t *node = ideft_node(forest, at);
+        const ideft_run_t *runs = ideft_runs_at(&node->runs);
+        uint32_t p = node->start + node->gone;
 
-        for (uint32_t i = 0; i < node->n_runs; i++) {
+        for (uint32_t i = 0; i < ideft_runs_count(&node->runs); i++) {
             for (uint32_t x = 0; x < runs[i].n; x++, p++) {
                 if (p <= pos) {
                     T_CHECK(seen[runs[i].slot + x] == 1 || (window != 0 && p + window <= row->pos),
@@ -183,8 +183,8 @@ static size_t n_runs(const deft_ctx_t *ctx)
 {
     size_t n = 0;
 
-    for (uint32_t i = 0; i < ctx->plan.n_visit; i++) {
-        n += ideft_node(ctx, ctx->plan.visit[i].node)->n_runs;
+    for (size_t i = 0; i < ctx->planner.visit.n; i++) {
+        n += ideft_runs_count(&ideft_node(&ctx->forest, ctx->planner.visit.at[i].node)->runs);
     }
     return n;
 }
@@ -192,38 +192,38 @@ static size_t n_runs(const deft_ctx_t *ctx)
 static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
 {
     deft_ctx_t *ctx = w->ctx;
-    const ideft_plan_t *plan = &ctx->plan;
+    const ideft_plan_t *plan = &ctx->planner.plan;
     const uint32_t machine = *(const uint32_t *)arg;
     uint32_t n_direct = 0, want_direct = 0;
 
     (void)step;
-    reader_t rd = { .plan = plan, .g = &ctx->geom, .n_slots = (uint32_t)ctx->pool_tokens };
+    reader_t rd = { .plan = plan, .g = &ctx->geometry, .n_slots = (uint32_t)ctx->facts.pool_tokens };
     rd.max_rows = ss->n + 3;
     const size_t bound = ideft_image_bound(plan, rd.g, rd.max_rows);
     unsigned char *image = aligned_alloc(64, (bound + 127) & ~(size_t)63);
     memset(image, 0xee, (bound + 127) & ~(size_t)63);
     const size_t bytes = ideft_image_build(plan, rd.g, rd.max_rows, image);
     T_CHECK(bytes <= bound && image[bound] == 0xee, "%zu bytes, at most %zu announced", bytes, bound);
-    if (plan->split == DEFT_SPLIT_AUTO && plan->flags == 0 && ctx->machine.item_cost != 0) {
+    if (ctx->planner.split == DEFT_SPLIT_AUTO && !plan->invariant && ctx->planner.machine.item_cost != 0) {
         size_t any_bytes, any_parts;
-        ideft_image_bound_of_any(rd.g, ctx->machine.width, ctx->pool_tokens, rd.max_rows, n_runs(ctx), &any_bytes,
+        ideft_image_bound_of_any(rd.g, ctx->planner.machine.width, rd.n_slots, rd.max_rows, n_runs(ctx), &any_bytes,
                                  &any_parts);
-        T_CHECK(bound <= any_bytes && plan->n_part <= any_parts, "%zu bytes, %u partials; reserved: %zu, %zu", bound,
-                plan->n_part, any_bytes, any_parts);
+        T_CHECK(bound <= any_bytes && plan->n_parts <= any_parts, "%zu bytes, %u partials; reserved: %zu, %zu", bound,
+                plan->n_parts, any_bytes, any_parts);
         n_bounds++;
     }
     rd.image = image;
     rd.seen = t_alloc(ss->n * rd.n_slots);
     rd.row_of = t_alloc(ss->n * sizeof(*rd.row_of));
-    for (uint32_t r = 0; r < plan->n_row; r++) {
+    for (uint32_t r = 0; r < plan->n_rows; r++) {
         rd.row_of[plan->row[r].token] = r;
         want_direct += plan->part_begin[r] == plan->part_begin[r + 1];
     }
-    uint8_t *parts = t_alloc(plan->n_part + 1);
+    uint8_t *parts = t_alloc(plan->n_parts + 1);
     read_records(&rd, &n_direct, parts);
     T_CHECK(n_direct == want_direct, "%u rows go straight to the output, not %u", n_direct, want_direct);
-    for (uint32_t r = 0; r < plan->n_row; r++) {
-        check_row(ctx, &rd, r);
+    for (uint32_t r = 0; r < plan->n_rows; r++) {
+        check_row(&ctx->forest, &rd, r);
     }
     free(parts);
     free(rd.row_of);
@@ -231,10 +231,10 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     free(image);
     n_images++;
     if (machine != 0) { /* the next plans as for a GPU of so many multiprocessors */
-        ctx->machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = machine, .row_cost = 0, .token_cost = 4,
-                                          .min_cost = 192, .item_cost = 256, .merge_cost = 512, .part_cost = 16,
-                                          .half_cost = 3 };
-        T_OK(deft_ctx_set_split(ctx, ctx->split));
+        ctx->planner.machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = machine, .row_cost = 0,
+                                                  .token_cost = 4, .min_cost = 192, .item_cost = 256,
+                                                  .merge_cost = 512, .part_cost = 16, .half_cost = 3 };
+        ctx->planner.ended = false; /* nothing is patched from the last one */
     }
 }
 
@@ -247,7 +247,7 @@ START_TEST(test_image_every_row_meets_its_path_once)
     for (size_t i = 0; i < n; i++) {
         uint32_t machine = machines[i % 4];
         problem_t p;
-        variant_t v = { .device = DEFT_DEVICE_REF, .split = problem_splits[i / 4 % 5], .threads = 1,
+        variant_t v = { .device = DEFT_DEVICE_CPU, .isa = DEFT_ISA_SCALAR, .split = problem_splits[i / 4 % 5], .threads = 1,
                         .chunk = i % 3 == 0 ? 0 : 48, .flags = i % 7 == 6 ? DEFT_STEP_INVARIANT : 0 };
 
         problem_make(&p, seed, i, DEFT_F16);

@@ -34,7 +34,7 @@ START_TEST(test_tree_create_refuses_null)
     ck_assert_ptr_null(tree);
     deft_tree_destroy(NULL);
     deft_ctx_destroy(NULL);
-    deft_step_abandon(NULL);
+    deft_step_abandon((deft_step_t)DEFT_STEP_INIT);
 }
 END_TEST
 
@@ -192,6 +192,152 @@ START_TEST(test_tree_append_refuses)
 }
 END_TEST
 
+START_TEST(test_tree_fork_append_is_fork_and_append)
+{
+    static const int32_t ids[] = { 7, -1, 9 };
+    snode_t *kid;
+
+    plant();
+    T_OK(s_fork_append(w, t, t->root, 3, ids)); /* a node with children */
+    kid = s_last_kid(t->root);
+    world_verify(w); /* it is the last child, and has the tokens */
+    ck_assert_uint_eq(kid->n_kids, 0);
+    ck_assert_uint_eq(kid->len, 3);
+    T_OK(s_fork_append(w, t, kid, 2, NULL));
+    T_OK(s_fork_append(w, t2, t2->root, 1, ids)); /* below an empty node */
+    world_verify(w);
+    T_OK(s_append(w, t, s_last_kid(kid), 4, ids + 2)); /* it grows on like any leaf */
+    compute_all(w);
+    world_verify(w);
+}
+END_TEST
+
+START_TEST(test_tree_fork_append_refuses)
+{
+    static const size_t absurd[] = { 0, SIZE_MAX, SIZE_MAX / 2, (size_t)UINT32_MAX + 1, (size_t)1 << 30 };
+    deft_node_t out = 7;
+    size_t left;
+
+    plant();
+    for (size_t i = 0; i < 5; i++) {
+        REFUSED(deft_tree_fork_append(t->tree, t->root->h, absurd[i], NULL, &out), DEFT_ERR_INVAL);
+    }
+    REFUSED(deft_tree_fork_append(t->tree, t->root->h, 1, NULL, NULL), DEFT_ERR_INVAL);
+    REFUSED(deft_tree_fork_append(t->tree, t2->root->h, 1, NULL, &out), DEFT_ERR_FOREIGN);
+    REFUSED(deft_tree_fork_append(t->tree, DEFT_NODE_NONE, 1, NULL, &out), DEFT_ERR_STALE);
+    ck_assert_int_eq(deft_tree_fork_append(NULL, t->root->h, 1, NULL, &out), DEFT_ERR_INVAL);
+    left = world_info(w).pool_tokens - world_info(w).live_tokens;
+    REFUSED(deft_tree_fork_append(t->tree, t->root->h, left + 1, NULL, &out), DEFT_ERR_NOSPACE);
+    ck_assert_uint_eq(out, 7);
+    T_OK(s_fork_append(w, t, t->root, left, NULL)); /* to the last slot */
+    REFUSED(deft_tree_fork_append(t->tree, t->root->h, 1, NULL, &out), DEFT_ERR_NOSPACE);
+    ck_assert_uint_eq(out, 7);
+}
+END_TEST
+
+/* ---- footprint ---- */
+
+static void measure_below(const snode_t *node, size_t *nodes, size_t *tokens)
+{
+    ++*nodes;
+    *tokens += node->len - node->gone;
+    for (size_t i = 0; i < node->n_kids; i++) {
+        measure_below(node->kids[i], nodes, tokens);
+    }
+}
+
+/* What it says is what goes when the node is pruned, or the tree destroyed. */
+static void check_footprint(stree_t *of, snode_t *node)
+{
+    deft_footprint_t fp = DEFT_FOOTPRINT_INIT;
+    const deft_info_t before = world_info(w);
+    size_t nodes = 0, tokens = 0;
+
+    measure_below(node, &nodes, &tokens);
+    T_OK(deft_tree_footprint(of->tree, node->h, &fp));
+    T_CHECK(fp.nodes == nodes, "%zu nodes, not %zu", fp.nodes, nodes);
+    T_CHECK(fp.tokens == tokens, "%zu tokens, not %zu", fp.tokens, tokens);
+    T_CHECK(fp.freed_bytes == fp.freed_tokens * w->info.token_bytes, "%zu tokens are %llu bytes",
+            fp.freed_tokens, (unsigned long long)fp.freed_bytes);
+    if (node == of->root) {
+        world_drop(w, of);
+    } else {
+        T_OK(s_prune(w, of, node));
+    }
+    T_CHECK(before.live_tokens - world_info(w).live_tokens == fp.freed_tokens,
+            "%zu slots came free, not %zu", before.live_tokens - world_info(w).live_tokens,
+            fp.freed_tokens);
+    T_CHECK(before.n_nodes - world_info(w).n_nodes == nodes, "nodes");
+}
+
+START_TEST(test_tree_footprint_is_what_goes)
+{
+    play_t play = { .w = w, .max_trees = 5, .max_nodes = 30, .max_len = 9, .id_range = 3 };
+
+    rng_init(&play.rng, t_seed(91));
+    plant_deeper();
+    for (size_t i = 0; i < t_count(400); i++) {
+        for (size_t j = 0; j < 12; j++) {
+            play_mutate(&play);
+        }
+        if (play_uncomputed(w)) {
+            compute_all(w);
+        }
+        stree_t *of = play_tree(&play);
+        snode_t *node = play_node(&play, of);
+
+        t_note("footprint %zu", i);
+        if (node != of->root || w->n_trees > 1) {
+            check_footprint(of, node);
+        }
+    }
+    world_verify(w);
+}
+END_TEST
+
+START_TEST(test_tree_footprint_counts_shared_slots_with_their_last_owner)
+{
+    deft_footprint_t fp = DEFT_FOOTPRINT_INIT;
+    stree_t *copy = NULL;
+
+    plant();
+    compute_all(w);
+    T_OK(world_share(w, t, s_kid(t->root, 0), &copy)); /* 5 + 3 */
+    T_OK(s_append(w, copy, copy->root, 2, NULL));
+    T_OK(deft_tree_footprint(t->tree, s_kid(t->root, 0)->h, &fp));
+    ck_assert(fp.nodes == 3 && fp.tokens == 7 && fp.freed_tokens == 4);
+    T_OK(deft_tree_footprint(copy->tree, copy->root->h, &fp));
+    ck_assert(fp.nodes == 1 && fp.tokens == 10 && fp.freed_tokens == 2);
+    T_OK(s_prune(w, t, s_kid(t->root, 0)));
+    T_OK(deft_tree_footprint(copy->tree, copy->root->h, &fp));
+    ck_assert(fp.tokens == 10 && fp.freed_tokens == 5);
+    T_OK(s_evict(w, copy, copy->root, 6)); /* evicted tokens are not owned */
+    T_OK(deft_tree_footprint(copy->tree, copy->root->h, &fp));
+    ck_assert(fp.tokens == 4 && fp.freed_tokens == 4);
+}
+END_TEST
+
+START_TEST(test_tree_footprint_refuses)
+{
+    deft_footprint_t fp, poison;
+
+    plant();
+    memset(&fp, 0x66, sizeof(fp));
+    fp.struct_size = sizeof(fp);
+    poison = fp;
+    REFUSED(deft_tree_footprint(t->tree, t2->root->h, &fp), DEFT_ERR_FOREIGN);
+    REFUSED(deft_tree_footprint(t->tree, DEFT_NODE_NONE, &fp), DEFT_ERR_STALE);
+    REFUSED(deft_tree_footprint(t->tree, t->root->h, NULL), DEFT_ERR_INVAL);
+    ck_assert_int_eq(deft_tree_footprint(NULL, t->root->h, &fp), DEFT_ERR_INVAL);
+    ck_assert_mem_eq(&fp, &poison, sizeof(fp));
+    fp.struct_size = 0;
+    REFUSED(deft_tree_footprint(t->tree, t->root->h, &fp), DEFT_ERR_INVAL);
+    fp.struct_size = offsetof(deft_footprint_t, freed_tokens); /* an older caller's */
+    T_OK(deft_tree_footprint(t->tree, t->root->h, &fp));
+    ck_assert(fp.nodes == 5 && fp.tokens == 14 && fp.freed_tokens == poison.freed_tokens);
+}
+END_TEST
+
 START_TEST(test_tree_prune_releases_shared_spans_once)
 {
     stree_t *copy = NULL;
@@ -326,136 +472,6 @@ START_TEST(test_tree_commit_refuses)
 }
 END_TEST
 
-START_TEST(test_tree_merge_joins_chains)
-{
-    static int marks[8];
-    snode_t *node = t->root, *end = NULL;
-
-    T_OK(s_append(w, t, node, 3, NULL));
-    for (size_t i = 0; i < 7; i++) {
-        T_OK(s_set_user(w, t, node, &marks[i]));
-        T_OK(s_fork(w, t, node, i == 3 ? 2 : 1)); /* one real branch in the middle */
-        node = s_last_kid(node);
-        if (i != 5) {
-            T_OK(s_append(w, t, node, 1 + i, NULL));
-        }
-    }
-    compute_all(w);
-    T_OK(s_fork(w, t, node, 2));
-    T_OK(s_merge(w, t, node, &end));
-    ck_assert_ptr_ne(end, t->root);
-    ck_assert_uint_eq(end->n_kids, 2);
-    ck_assert_uint_eq(s_depth(end), 2);
-    ck_assert_ptr_eq(t->root->user, &marks[3]);
-    world_verify(w);
-    end = NULL;
-    T_OK(s_merge(w, t, t->root, &end)); /* nothing above it */
-    ck_assert_ptr_eq(end, t->root);
-    world_verify(w);
-}
-END_TEST
-
-START_TEST(test_tree_merge_keeps_uncomputed_tokens)
-{
-    snode_t *end = NULL;
-
-    T_OK(s_append(w, t, t->root, 4, NULL));
-    compute_all(w);
-    T_OK(s_append(w, t, t->root, 2, NULL));
-    T_OK(s_fork(w, t, t->root, 1));
-    T_OK(s_append(w, t, s_kid(t->root, 0), 3, NULL));
-    T_OK(s_merge(w, t, s_kid(t->root, 0), &end));
-    ck_assert_uint_eq(t->root->len, 9);
-    ck_assert_uint_eq(t->root->computed, 4);
-    world_verify(w);
-    T_OK(s_append(w, t, t->root, 2, NULL));
-    compute_all(w);
-    world_verify(w);
-}
-END_TEST
-
-START_TEST(test_tree_merge_refuses)
-{
-    deft_node_t out = 5;
-
-    plant();
-    REFUSED(deft_tree_merge(t->tree, t2->root->h, &out), DEFT_ERR_FOREIGN);
-    REFUSED(deft_tree_merge(t->tree, DEFT_NODE_NONE, &out), DEFT_ERR_STALE);
-    ck_assert_int_eq(deft_tree_merge(NULL, t->root->h, &out), DEFT_ERR_INVAL);
-    ck_assert_uint_eq(out, 5);
-}
-END_TEST
-
-/* Slots of two nodes that grow by turns, without room to grow in place. */
-static void interleave(snode_t *a, snode_t *b, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        T_OK(s_append(w, t, a, 1, NULL));
-        T_OK(s_append(w, t, b, 1, NULL));
-    }
-}
-
-static size_t runs_of(const snode_t *node)
-{
-    deft_node_info_t info = { .struct_size = sizeof(info) };
-
-    T_OK(deft_tree_node(t->tree, node->h, &info));
-    return info.n_runs;
-}
-
-START_TEST(test_tree_defrag_joins_short_runs)
-{
-    const size_t pool = world_info(w).pool_tokens;
-    static int32_t ids[40], back[40];
-    snode_t *a, *b, *end = NULL;
-
-    T_OK(s_append(w, t, t->root, 70, NULL));
-    T_OK(s_fork(w, t, t->root, 40));
-    a = s_kid(t->root, 0);
-    for (size_t i = 0; i < 40; i++) { /* a chain of one-token nodes, with others between */
-        ids[i] = (int32_t)(1000 + i);
-        T_OK(s_append(w, t, a, 1, &ids[i]));
-        T_OK(s_append(w, t2, t2->root, 1, NULL));
-        T_OK(s_fork(w, t, a, 1));
-        a = s_kid(a, 0);
-    }
-    compute_all(w);
-    T_OK(s_commit(w, t, a, DEFT_COMMIT_PATH));
-    T_OK(s_merge(w, t, a, &end));
-    ck_assert_ptr_eq(end, t->root);
-    ck_assert_uint_gt(runs_of(end), 2);
-    T_OK(s_defrag(w, t, end));
-    ck_assert_uint_le(runs_of(end), 2);
-    T_OK(deft_tree_path_tokens(t->tree, end->h, 40, back));
-    ck_assert_mem_eq(ids, back, sizeof(ids));
-    T_OK(s_defrag(w, t, end)); /* nothing more to gain */
-    ck_assert_uint_le(runs_of(end), 2);
-    world_verify(w);
-    /* a full pool: what there is is put in order */
-    T_OK(s_truncate(w, t2, t2->root, 0));
-    T_OK(s_fork(w, t, end, 2));
-    a = s_kid(end, 0);
-    b = s_kid(end, 1);
-    interleave(a, b, (pool - world_info(w).live_tokens) / 2);
-    T_OK(s_defrag(w, t, a));
-    T_OK(s_defrag(w, t, b));
-    T_OK(s_defrag(w, t, end)); /* it has children: they stay */
-    ck_assert_uint_eq(end->n_kids, 2);
-    world_verify(w);
-}
-END_TEST
-
-START_TEST(test_tree_defrag_refuses)
-{
-    plant();
-    REFUSED(deft_tree_defrag(t->tree, t2->root->h), DEFT_ERR_FOREIGN);
-    REFUSED(deft_tree_defrag(t->tree, DEFT_NODE_NONE), DEFT_ERR_STALE);
-    ck_assert_int_eq(deft_tree_defrag(NULL, t->root->h), DEFT_ERR_INVAL);
-    T_OK(s_fork(w, t2, t2->root, 1)); /* of no tokens: nothing to do */
-    T_OK(s_defrag(w, t2, s_kid(t2->root, 0)));
-}
-END_TEST
-
 START_TEST(test_tree_share_holds_the_prefix)
 {
     stree_t *copies[3] = { 0 };
@@ -491,10 +507,10 @@ START_TEST(test_tree_share_refuses)
     deft_tree_t *tree = NULL;
 
     plant();
-    REFUSED(deft_tree_share(t->tree, t->root->h, &tree), DEFT_ERR_STATE);
+    REFUSED(deft_tree_share(t->tree, t->root->h, &tree), DEFT_ERR_UNCOMPUTED);
     compute_all(w);
     T_OK(s_append(w, t, s_kid(t->root, 1), 1, NULL));
-    REFUSED(deft_tree_share(t->tree, s_kid(t->root, 1)->h, &tree), DEFT_ERR_STATE);
+    REFUSED(deft_tree_share(t->tree, s_kid(t->root, 1)->h, &tree), DEFT_ERR_UNCOMPUTED);
     REFUSED(deft_tree_share(t->tree, t2->root->h, &tree), DEFT_ERR_FOREIGN);
     REFUSED(deft_tree_share(t->tree, DEFT_NODE_NONE, &tree), DEFT_ERR_STALE);
     REFUSED(deft_tree_share(t->tree, t->root->h, NULL), DEFT_ERR_INVAL);
@@ -527,6 +543,11 @@ int main(void)
         test_tree_fork_at_splits_uncomputed_tokens,
         test_tree_append_grows_and_keeps_ids,
         test_tree_append_refuses,
+        test_tree_fork_append_is_fork_and_append,
+        test_tree_fork_append_refuses,
+        test_tree_footprint_is_what_goes,
+        test_tree_footprint_counts_shared_slots_with_their_last_owner,
+        test_tree_footprint_refuses,
         test_tree_prune_releases_shared_spans_once,
         test_tree_prune_refuses,
         test_tree_removal_never_allocates,
@@ -534,11 +555,6 @@ int main(void)
         test_tree_truncate_of_a_shared_span,
         test_tree_commit_keeps_the_path,
         test_tree_commit_refuses,
-        test_tree_merge_joins_chains,
-        test_tree_merge_keeps_uncomputed_tokens,
-        test_tree_merge_refuses,
-        test_tree_defrag_joins_short_runs,
-        test_tree_defrag_refuses,
         test_tree_share_holds_the_prefix,
         test_tree_share_refuses,
         test_tree_share_of_an_empty_path,

@@ -199,7 +199,7 @@ START_TEST(test_print_while_a_step_is_open)
 {
     t_bytes_t text = { 0 };
     deft_print_t print = plain(&text);
-    deft_step_t *step = NULL;
+    deft_step_t step = DEFT_STEP_INIT;
 
     plant();
     T_OK(deft_step_begin(w->ctx, NULL, 0, 0, &step));

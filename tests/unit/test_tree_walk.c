@@ -21,15 +21,15 @@ START_TEST(test_tree_prune_makes_handles_stale)
     info.struct_size = sizeof(info);
     poison = info;
     for (size_t i = 0; i < 4; i++) {
-    
         REFUSED(deft_tree_prune(t->tree, gone[i]), DEFT_ERR_STALE);
         REFUSED(deft_tree_fork(t->tree, gone[i], 1, &out), DEFT_ERR_STALE);
         REFUSED(deft_tree_fork_at(t->tree, gone[i], 0, 1, &out, NULL), DEFT_ERR_STALE);
         REFUSED(deft_tree_append(t->tree, gone[i], 1, NULL), DEFT_ERR_STALE);
         REFUSED(deft_tree_truncate(t->tree, gone[i], 0), DEFT_ERR_STALE);
         REFUSED(deft_tree_commit(t->tree, gone[i], 0), DEFT_ERR_STALE);
-        REFUSED(deft_tree_merge(t->tree, gone[i], &out), DEFT_ERR_STALE);
-        REFUSED(deft_tree_defrag(t->tree, gone[i]), DEFT_ERR_STALE);
+        REFUSED(deft_tree_fork_append(t->tree, gone[i], 1, NULL, &out), DEFT_ERR_STALE);
+        REFUSED(deft_tree_compact(t->tree, gone[i], 0, 0, NULL), DEFT_ERR_STALE);
+        REFUSED(deft_tree_evict(t->tree, gone[i], 0), DEFT_ERR_STALE);
         REFUSED(deft_tree_share(t->tree, gone[i], &tree), DEFT_ERR_STALE);
         REFUSED(deft_tree_set_user(t->tree, gone[i], &id), DEFT_ERR_STALE);
         REFUSED(deft_tree_node(t->tree, gone[i], &info), DEFT_ERR_STALE);
@@ -41,6 +41,7 @@ START_TEST(test_tree_prune_makes_handles_stale)
         ck_assert_uint_eq(deft_tree_next(t->tree, t->root->h, gone[i]), DEFT_NODE_NONE);
         ck_assert_uint_eq(deft_tree_path_len(t->tree, gone[i]), 0);
         ck_assert_ptr_null(deft_tree_user(t->tree, gone[i]));
+        ck_assert_ptr_null(deft_ctx_tree(w->ctx, gone[i]));
     }
     ck_assert(id == 77 && out == 88 && tree == NULL);
     ck_assert_mem_eq(&info, &poison, sizeof(info));
