@@ -13,8 +13,8 @@ static deft_step_stats_t step(deft_ctx_t *ctx)
 {
     static float q[ROWS * Q_HEADS * HEAD_DIM], o[ROWS * Q_HEADS * HEAD_DIM];
     static float k[ROWS * KV_HEADS * HEAD_DIM], v[ROWS * KV_HEADS * HEAD_DIM];
-    deft_step_stats_t stats = { .struct_size = sizeof(stats) };
-    deft_step_t *s;
+    deft_step_stats_t stats = DEFT_STEP_STATS_INIT;
+    deft_step_t s;
 
     for (size_t i = 0; i < sizeof(q) / sizeof(*q); i++)
         q[i] = (float)(i % 17) / 17.0f - 0.5f;

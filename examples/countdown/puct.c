@@ -97,7 +97,7 @@ static void count_visit(thinker_t *t, vertex_t *const *path, size_t n, double wo
 
 int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c)
 {
-    vertex_t *path[GAME_NUMBERS + 1], *leaf = root, *ask = root;
+    vertex_t *path[GAME_NUMBERS + 1] = { root }, *leaf = root, *ask = root;
     size_t n = 0;
     int status;
 

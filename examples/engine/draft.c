@@ -149,16 +149,20 @@ static deft_status_t grow(run_t *s, deft_rows_t *rows, size_t *n_rows_p)
     return status;
 }
 
-/* Keep the path to guess `at`, drop the rest, and make one node and one run of it again. */
+/* KV that a step moves at most: a draft is shorter. */
+#define MOVE_TOKENS 128
+
+/* Keep the path to guess `at`, drop the rest, and make one node and few runs of it again. */
 static deft_status_t keep(run_t *s, size_t at)
 {
     deft_status_t status = deft_tree_commit(s->tree, s->node[at], DEFT_COMMIT_PATH);
 
     if (status == DEFT_OK && at > 0)
         status = deft_tree_truncate(s->tree, s->node[at], s->len[at]);
-    if (status == DEFT_OK)
-        status = deft_tree_merge(s->tree, s->node[at], &s->end);
-    return status == DEFT_OK ? deft_tree_defrag(s->tree, s->end) : status;
+    if (status != DEFT_OK)
+        return status;
+    s->end = s->node[at];
+    return deft_tree_compact(s->tree, deft_tree_root(s->tree), MOVE_TOKENS, DEFT_COMPACT_CHAINS, NULL);
 }
 
 /* Take n new tokens into the result. */

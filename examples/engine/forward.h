@@ -16,7 +16,7 @@ typedef struct forward_ops {
     int (*open)(engine_t *e, const engine_options_t *o);
     void (*close)(engine_t *e);
     /* Run the pass of an open step: every layer is written and attended, the step stays open. */
-    int (*run)(engine_t *e, deft_step_t *step, const engine_output_t *out);
+    int (*run)(engine_t *e, deft_step_t step, const engine_output_t *out);
     /* Wait for the outputs of the oldest pass under way: 1, 0 if there is none, or -1. NULL: run() has
      * filled them. */
     int (*collect)(engine_t *e);

@@ -225,7 +225,7 @@ static void product(engine_t *e, const matrix_t *w, const float *x, size_t n, fl
 }
 
 /* From the rows' norms in h to those for the next layer, or for the output. */
-static int run_layer(engine_t *e, deft_step_t *step, uint32_t l, size_t n)
+static int run_layer(engine_t *e, deft_step_t step, uint32_t l, size_t n)
 {
     struct forward *f = e->fw;
     const layer_t *y = &f->layers[l];
@@ -234,7 +234,9 @@ static int run_layer(engine_t *e, deft_step_t *step, uint32_t l, size_t n)
     product(e, y->qkv, f->h, n, f->qkv);
     each_row(e, split_heads_row, NULL, n);
     start = engine_now();
-    deft_status_t status = deft_step_layer(step, l, f->q, f->k, f->v, f->att);
+    deft_status_t status = deft_step_write(step, l, f->k, f->v);
+    if (status == DEFT_OK)
+        status = deft_step_attend(step, l, f->q, f->att);
     e->times.attention += engine_now() - start;
     if (status != DEFT_OK)
         return FAIL(e, "layer %u: %s", l, deft_last_error(e->ctx));
@@ -285,7 +287,7 @@ static int outputs(engine_t *e, const engine_output_t *out)
     return 0;
 }
 
-static int cpu_run(engine_t *e, deft_step_t *step, const engine_output_t *out)
+static int cpu_run(engine_t *e, deft_step_t step, const engine_output_t *out)
 {
     struct forward *f = e->fw;
     const size_t n = deft_step_tokens(step);

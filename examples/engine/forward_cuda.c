@@ -14,7 +14,7 @@
 
 enum { WHOLE = ENGINE_PRODUCTS | ENGINE_ATTENTION | ENGINE_REST };
 
-static int attend(engine_t *e, deft_step_t *step, uint32_t l)
+static int attend(engine_t *e, deft_step_t step, uint32_t l)
 {
     struct forward *f = e->fw;
 
@@ -25,7 +25,7 @@ static int attend(engine_t *e, deft_step_t *step, uint32_t l)
     return 0;
 }
 
-static int put_layer(engine_t *e, deft_step_t *step, uint32_t l, uint32_t rows, unsigned parts)
+static int put_layer(engine_t *e, deft_step_t step, uint32_t l, uint32_t rows, unsigned parts)
 {
     struct forward *f = e->fw;
     const engine_geometry_t *g = &e->g;
@@ -59,7 +59,7 @@ static int put_layer(engine_t *e, deft_step_t *step, uint32_t l, uint32_t rows, 
 }
 
 /* All launches of a pass: for up to `rows` rows, and outputs of up to `outputs` of them. */
-static int put_pass(engine_t *e, deft_step_t *step, uint32_t rows, uint32_t outputs, uint32_t k, unsigned parts)
+static int put_pass(engine_t *e, deft_step_t step, uint32_t rows, uint32_t outputs, uint32_t k, unsigned parts)
 {
     struct forward *f = e->fw;
     const engine_geometry_t *g = &e->g;
@@ -82,7 +82,7 @@ static int put_pass(engine_t *e, deft_step_t *step, uint32_t rows, uint32_t outp
     return 0;
 }
 
-static int capture(engine_t *e, deft_step_t *step, graph_t *g)
+static int capture(engine_t *e, deft_step_t step, graph_t *g)
 {
     struct forward *f = e->fw;
     cudaGraph_t graph = NULL;
@@ -123,7 +123,7 @@ static void drop_graphs(struct forward *f)
     f->n_graphs = f->next_graph = 0;
 }
 
-static int capture_new(engine_t *e, deft_step_t *step, const graph_t *want, cudaGraphExec_t *exec_p)
+static int capture_new(engine_t *e, deft_step_t step, const graph_t *want, cudaGraphExec_t *exec_p)
 {
     struct forward *f = e->fw;
 
@@ -145,7 +145,7 @@ static int capture_new(engine_t *e, deft_step_t *step, const graph_t *want, cuda
 }
 
 /* The graph for this step, captured if it is the first of its kind. */
-static int graph_for(engine_t *e, deft_step_t *step, size_t n, const engine_output_t *out, unsigned parts, uint64_t name,
+static int graph_for(engine_t *e, deft_step_t step, size_t n, const engine_output_t *out, unsigned parts, uint64_t name,
                      cudaGraphExec_t *exec_p)
 {
     struct forward *f = e->fw;
@@ -221,7 +221,7 @@ static int fetch(engine_t *e, const slot_t *s)
     return 0;
 }
 
-static int cuda_run(engine_t *e, deft_step_t *step, const engine_output_t *out)
+static int cuda_run(engine_t *e, deft_step_t step, const engine_output_t *out)
 {
     struct forward *f = e->fw;
     const size_t n = deft_step_tokens(step);
@@ -252,7 +252,7 @@ static int cuda_run(engine_t *e, deft_step_t *step, const engine_output_t *out)
 }
 
 /* A pass is captured without regard to the plan: any open step will do. */
-static int prepare_with(engine_t *e, deft_step_t *step, size_t rows, size_t k)
+static int prepare_with(engine_t *e, deft_step_t step, size_t rows, size_t k)
 {
     struct forward *f = e->fw;
     const uint32_t last = size_index(rows < f->max_rows ? rows : f->max_rows);
@@ -273,7 +273,7 @@ static int cuda_prepare(engine_t *e, size_t rows, size_t k)
 {
     const int32_t id = 0;
     deft_tree_t *tree;
-    deft_step_t *step;
+    deft_step_t step;
     int status = -1;
 
     if (k > ENGINE_TOP || k > e->g.vocab)
@@ -457,7 +457,7 @@ static int time_graph(engine_t *e, cudaGraphExec_t exec, int reps, double *secon
 int engine_time_parts(engine_t *e, unsigned parts, int reps, double *seconds_p)
 {
     struct forward *f = e->fw;
-    deft_step_t *step;
+    deft_step_t step;
     cudaGraphExec_t exec;
 
     if (e->ops != &forward_cuda)

@@ -59,7 +59,7 @@
 /* DEFT_ISA in the environment holds the engine down as it does the library: 0 for ref to 4. */
 static int highest_set(void)
 {
-    static const char *const names[] = { "ref", "avx2", "avx512", "avx512_bf16", "amx_bf16" };
+    static const char *const names[] = { "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16" };
     const char *isa = getenv("DEFT_ISA");
 
     for (int i = 0; isa && i < 5; i++)

@@ -173,7 +173,7 @@ static int load_rope(engine_t *e)
     return e->inv_freq ? 0 : FAIL(e, "out of memory");
 }
 
-static void keep_reason(void *arg, int level, const char *text)
+static void keep_reason(void *arg, deft_log_level_t level, const char *text)
 {
     engine_t *e = arg;
 
@@ -186,6 +186,7 @@ int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
     deft_config_t c = DEFT_CONFIG_INIT;
     deft_status_t status;
 
+    c.flags = DEFT_CTX_HUGE_PAGES; /* the whole pool will be used */
     c.device = device;
     c.n_layers = e->g.n_layers;
     c.n_q_heads = e->g.n_q;
@@ -313,7 +314,7 @@ double engine_operations(const engine_t *e)
 /* ---- steps ---- */
 
 /* Begin a step; where its plan is too large for the backend's room, with more of it. */
-static int begin(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t flags, deft_step_t **step_p)
+static int begin(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t flags, deft_step_t *step_p)
 {
     for (int tries = 0;; tries++) {
         const deft_status_t status = deft_step_begin(e->ctx, rows, n_rows, flags, step_p);
@@ -326,7 +327,7 @@ static int begin(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t f
     }
 }
 
-static int check_ids(engine_t *e, const deft_step_t *step, const engine_output_t *out)
+static int check_ids(engine_t *e, deft_step_t step, const engine_output_t *out)
 {
     const size_t n = deft_step_tokens(step);
     const int32_t *ids = deft_step_ids(step);
@@ -346,9 +347,9 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
                   const engine_output_t *out)
 {
     engine_output_t wanted = { 0 };
-    deft_step_stats_t stats = { .struct_size = sizeof(stats) };
+    deft_step_stats_t stats = DEFT_STEP_STATS_INIT;
     engine_times_t *t = &e->times;
-    deft_step_t *step;
+    deft_step_t step;
     double start = engine_now(), planned, counted = t->matmul + t->attention + t->waited + t->captured;
 
     if (begin(e, rows, n_rows, flags, &step) != 0)
@@ -402,10 +403,29 @@ int engine_prepare(engine_t *e, size_t rows, size_t k)
     return e->ops->prepare ? e->ops->prepare(e, rows, k) : 0;
 }
 
+int engine_compute(engine_t *e, deft_tree_t *tree, deft_node_t node, size_t batch, const engine_output_t *out)
+{
+    deft_node_info_t info = DEFT_NODE_INFO_INIT;
+
+    if (deft_tree_node(tree, node, &info) != DEFT_OK)
+        return FAIL(e, "%s", deft_last_error(e->ctx));
+    batch = batch ? batch : e->batch;
+    for (size_t left = info.len - info.computed; left > 0;) {
+        const deft_rows_t rows = { tree, node, left < batch ? left : batch };
+        const uint32_t last = (uint32_t)rows.n - 1;
+        engine_output_t ends = out ? *out : (engine_output_t){ 0 };
+        ends.which = &last;
+        left -= rows.n;
+        if (engine_step(e, &rows, 1, 0, out && left == 0 ? &ends : NULL) != 0)
+            return -1;
+    }
+    return 0;
+}
+
 int engine_prefill(engine_t *e, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,
                    size_t n, size_t batch, const engine_output_t *out)
 {
-    deft_node_info_t info = { .struct_size = sizeof(info) };
+    deft_node_info_t info = DEFT_NODE_INFO_INIT;
 
     if (n == 0)
         return FAIL(e, "no tokens");
@@ -413,18 +433,10 @@ int engine_prefill(engine_t *e, deft_tree_t *tree, deft_node_t node, const int32
         return FAIL(e, "%s", deft_last_error(e->ctx));
     if (deft_tree_append(tree, node, n, tokens) != DEFT_OK)
         return FAIL(e, "%zu tokens: %s", n, deft_last_error(e->ctx));
-    batch = batch ? batch : e->batch;
-    for (size_t at = 0; at < n; at += batch) {
-        const deft_rows_t rows = { tree, node, n - at < batch ? n - at : batch };
-        const uint32_t last = (uint32_t)rows.n - 1;
-        engine_output_t ends = out ? *out : (engine_output_t){ 0 };
-        ends.which = &last;
-        if (engine_step(e, &rows, 1, 0, out && at + rows.n == n ? &ends : NULL) != 0) {
-            (void)deft_tree_truncate(tree, node, info.len);
-            return -1;
-        }
-    }
-    return 0;
+    if (engine_compute(e, tree, node, batch, out) == 0)
+        return 0;
+    (void)deft_tree_truncate(tree, node, info.len);
+    return -1;
 }
 
 /* ---- without CUDA there is nothing to measure ---- */

@@ -106,8 +106,11 @@ int engine_collect(engine_t *engine); /* the oldest step under way: 1, 0 if ther
  * allocates nothing and none takes longer than the next. Needs a free slot of the pool. 0, or -1. */
 int engine_prepare(engine_t *engine, size_t rows, size_t k);
 
-/* Append n tokens to a node and compute them in batches of `batch` rows (0: 256, on CUDA max_rows).
- * out: of the last row (n 1, which NULL), or NULL. 0, or -1 (the node is as it was; n 0 is refused). */
+/* Compute what is not computed yet of a node's tokens, in batches of `batch` rows (0: 256, on CUDA max_rows).
+ * out: of the last row (n 1, which NULL), or NULL. 0, or -1 (what was not reached stays uncomputed). */
+int engine_compute(engine_t *engine, deft_tree_t *tree, deft_node_t node, size_t batch, const engine_output_t *out);
+
+/* Append n tokens to a node and compute them. 0, or -1 (the node is as it was; n 0 is refused). */
 int engine_prefill(engine_t *engine, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,
                    size_t n, size_t batch, const engine_output_t *out);
 
@@ -126,7 +129,7 @@ void engine_skip_gap(engine_t *engine); /* what ran in the stream since the last
 typedef struct engine_attention {
     /* Before each pass: uploads, if any. The value names the launches that attend() will make: a pass
      * that was captured under a name is replayed under it. */
-    uint64_t (*begin)(void *arg, deft_step_t *step);
+    uint64_t (*begin)(void *arg, deft_step_t step);
     int (*attend)(void *arg, uint32_t layer, const void *q, void *o); /* 0, or -1 */
     void *arg;
 } engine_attention_t;
