@@ -15,7 +15,8 @@ am__v_NVCC_1 =
 	$(AM_V_NVCC)$(MKDIR_P) $(@D) && $(LIBTOOL) $(AM_V_lt) --tag=CC --mode=compile $(cuda_nvcc) -c -o $@ $<
 
 cuda_host_sources = cuda/cuda_backend.c cuda/cuda_util.c cuda/cuda_util.h cuda/image.c cuda/image.h cuda/kernels.h
-cuda_device_sources = cuda/attend_bf16.cu cuda/attend_f16.cu cuda/support.cu
+cuda_device_sources = cuda/attend_bf16.cu cuda/attend_f16.cu cuda/kv_move.cu cuda/kv_write.cu \
+	cuda/merge.cu
 cuda_device_headers = cuda/arch.cuh cuda/attend.cuh cuda/block.cuh cuda/consume.cuh cuda/narrow.cuh \
     cuda/produce.cuh
 EXTRA_DIST += $(cuda_device_headers) cuda/README.md config/nvcc_wrap.sh
@@ -26,7 +27,7 @@ libdeft_cuda_la_SOURCES = $(cuda_host_sources) $(cuda_device_sources)
 libdeft_cuda_la_CPPFLAGS = $(deft_cppflags) -I$(top_srcdir)/cuda $(CUDA_CPPFLAGS)
 libdeft_la_LIBADD += libdeft_cuda.la $(CUDA_LIBS)
 libdeft_la_DEPENDENCIES += libdeft_cuda.la
-cuda/attend_bf16.lo cuda/attend_f16.lo cuda/support.lo: $(cuda_device_headers) cuda/kernels.h config/nvcc_wrap.sh
+$(cuda_device_sources:.cu=.lo): $(cuda_device_headers) cuda/kernels.h config/nvcc_wrap.sh
 else
 EXTRA_DIST += $(cuda_host_sources) $(cuda_device_sources)
 endif

@@ -1,68 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* The kernels beside attention: K and V into the arena, partials into outputs, tokens to other slots. The
- * first two read their sizes from the image, so that their launch is the same for every plan, and loop over
- * the rest. */
+/* The merge of partials: a row that several groups have worked on gets its output from the states
+ * that they left, joined in the order of the plan. */
 #include "arch.cuh"
 
 #include <math.h>
 
 namespace {
-
-/* Has one of the eight 16-bit elements all exponent bits set? */
-template <typename T> __device__ __forceinline__ bool not_finite(const uint4 &x)
-{
-    constexpr uint32_t e = is_half<T> ? 0x7c007c00u : 0x7f807f80u;
-    bool bad = false;
-    for (uint32_t w : { x.x, x.y, x.z, x.w })
-        bad |= (w & e & 0xffff) == (e & 0xffff) || (w & e & 0xffff0000u) == (e & 0xffff0000u);
-    return bad;
-}
-
-/* Grid: any. Block: 256. A thread moves 16 bytes of K and of V. A V that is not finite would reach rows
- * that do not see it, because the matrix unit multiplies it by their weight of 0. So it is kept as a
- * NaN in K, where a mask can stop it: rows that see the token become NaN, and no others. */
-template <typename T>
-__global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write_t a)
-{
-    const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
-    const uint32_t n_rows = __ldg(&head->n_rows), chunks = a.D / 8, row_chunks = a.Hkv * chunks;
-    const ideft_cuda_place_t *places = (const ideft_cuda_place_t *)(a.image + __ldg(&head->places));
-    const uint64_t n = (uint64_t)n_rows * row_chunks;
-    wait_for_kernel_before();
-    let_next_kernel_start();
-    for (uint64_t i = blockIdx.x * 256ull + threadIdx.x; i < n; i += gridDim.x * 256ull) {
-        const uint32_t r = (uint32_t)(i / row_chunks), rest = (uint32_t)(i % row_chunks);
-        const uint32_t h = rest / chunks, c = rest % chunks;
-        const uint2 place = __ldg((const uint2 *)&places[r]); /* token, slot */
-        const size_t from = (size_t)place.x * row_chunks + rest;
-        const size_t to = (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) + c;
-        uint4 k = __ldg((const uint4 *)a.k + from), v = __ldg((const uint4 *)a.v + from);
-        if (not_finite<T>(v)) {
-            k = make_uint4(~0u, ~0u, ~0u, ~0u);
-            v = make_uint4(0, 0, 0, 0);
-        }
-        ((uint4 *)a.arena)[to] = k;
-        ((uint4 *)a.arena)[to + (a.Hkv * a.plane >> 3)] = v;
-    }
-}
-
-/* Grid: heads of all layers' K and V, times what a token has of IDEFT_MOVE_CHUNKS. Block: 256. Chunk c of
- * all tokens is read before one is written: slots may be in both lists. */
-__global__ void __launch_bounds__(256) ideft_move_kernel(const ideft_cuda_move_t a)
-{
-    __shared__ uint4 kept[IDEFT_MOVE_TOKENS * IDEFT_MOVE_CHUNKS];
-    const uint32_t chunks = a.D / 8, parts = (chunks + IDEFT_MOVE_CHUNKS - 1) / IDEFT_MOVE_CHUNKS;
-    const uint32_t first = blockIdx.x % parts * IDEFT_MOVE_CHUNKS, n = a.n * IDEFT_MOVE_CHUNKS;
-    uint4 *plane = (uint4 *)a.arena + (size_t)(blockIdx.x / parts) * (a.plane >> 3);
-    wait_for_kernel_before();
-    for (uint32_t i = threadIdx.x; i < n; i += 256)
-        if (first + i % IDEFT_MOVE_CHUNKS < chunks)
-            kept[i] = plane[(size_t)a.from[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS];
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < n; i += 256)
-        if (first + i % IDEFT_MOVE_CHUNKS < chunks)
-            plane[(size_t)a.to[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS] = kept[i];
-}
 
 constexpr int MERGE_WARPS = 16;
 
@@ -250,14 +193,4 @@ template <typename T> const void *merge_of(uint32_t D)
 extern "C" const void *ideft_cuda_merge_function(uint32_t D, int bf16)
 {
     return bf16 ? merge_of<__nv_bfloat16>(D) : merge_of<__half>(D);
-}
-
-extern "C" const void *ideft_cuda_write_function(int bf16)
-{
-    return bf16 ? (const void *)ideft_write_kernel<__nv_bfloat16> : (const void *)ideft_write_kernel<__half>;
-}
-
-extern "C" const void *ideft_cuda_move_function(void)
-{
-    return (const void *)ideft_move_kernel;
 }
