@@ -19,6 +19,9 @@
 #define IDEFT_HOPPER 0
 #endif
 
+/* Two warpgroups compute. The producing warps come behind them in the block. */
+constexpr int CONSUMERS = 256;
+
 template <typename T> constexpr bool is_half = false;
 template <> constexpr bool is_half<__half> = true;
 

@@ -4,7 +4,7 @@
 #ifndef IDEFT_BLOCK_CUH
 #define IDEFT_BLOCK_CUH
 
-#include "arch.cuh"
+#include "named_barrier.cuh"
 
 #include <math.h>
 #include <string.h>
@@ -13,7 +13,6 @@ namespace {
 
 /* Two warpgroups compute, the warps behind them bring what they need. On Hopper one streams K, one V,
  * one or two gather Q; elsewhere a single one does all of it. */
-constexpr int CONSUMERS = 256;
 constexpr int THREADS = IDEFT_HOPPER ? 384 : 288;
 constexpr int MAX_STAGES = 8, MAX_Q = 2;
 

@@ -215,17 +215,12 @@ template <typename T, int N> __device__ __forceinline__ void pack_weights(uint32
             p[i][e] = pack<T>(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
 }
 
-__device__ __forceinline__ void consumers_meet()
-{
-    asm volatile("bar.sync 1, 256;" ::: "memory");
-}
-
 /* Both warpgroups have states of the same rows: each gives the other half of its columns and joins
  * the other half's states, the first warpgroup's first. */
 template <int D> __device__ __forceinline__ void join(state<D> &st, control &ctl, float *space, uint32_t wg)
 {
     const uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
-    consumers_meet(); /* both have read their Q, whose place this is */
+    meet<named_barrier::CONSUMERS>(); /* both have read their Q, whose place this is */
     if (t % 4 == 0) {
         ctl.state[wg][row] = make_float2(st.m[0], st.d[0]);
         ctl.state[wg][row + 8] = make_float2(st.m[1], st.d[1]);
@@ -234,7 +229,7 @@ template <int D> __device__ __forceinline__ void join(state<D> &st, control &ctl
 #pragma unroll
     for (int i = 0; i < D / 4; i++)
         give[i * 128 + t] = wg == 0 ? st.o[D / 4 + i] : st.o[i];
-    consumers_meet(); /* publishes states and columns */
+    meet<named_barrier::CONSUMERS>(); /* publishes states and columns */
     float w[2][2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -448,7 +443,7 @@ __device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<
         products_wait<1>();
         settle(s);
         if (first && w.apart && w.wg == 0)
-            asm volatile("bar.arrive 3, 256;" ::: "memory");
+            announce<named_barrier::STAGGER>();
         const bool moves = weights_of<D, GENERAL>(w, next, 0, s, st, by);
         products_wait<0>();
         settle(st.o);
@@ -514,10 +509,8 @@ __device__ __forceinline__ void consume_tiles(const work<D> &w, ring &at, state<
         return;
     }
     tile_ref t = first_tile(w, at);
-    /* Where both compute all the time, they should not do the same at a time: the second begins when
-     * the first goes from its first products to weights. */
     if (w.apart && w.wg == 1)
-        asm volatile("bar.sync 3, 256;" ::: "memory");
+        meet<named_barrier::STAGGER>();
     if (t.flags & IDEFT_MINE << w.wg) {
         if constexpr (shape<D>::AHEAD)
             consume_ahead<T, D, GENERAL>(w, at, st, q, t);
@@ -569,7 +562,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     end_unit<D>(st);
     if (turns)
         join<D>(st, ctl, (float *)q_tile, wg);
-    consumers_meet(); /* nobody reads Q or what was joined any more: its place is free */
+    meet<named_barrier::CONSUMERS>(); /* nobody reads Q or what was joined any more: its place is free */
     finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), turns ? (int)wg : -1);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The merge of partials: a row that several groups have worked on gets its output from the states
  * that they left, joined in the order of the plan. */
-#include "arch.cuh"
+#include "named_barrier.cuh"
 
 #include <math.h>
 
@@ -115,14 +115,14 @@ template <int D>
 __device__ __forceinline__ void gather(box_t<D> *box, uint32_t w, uint32_t S, uint32_t n_slices, sum_t<D> &all,
                                        const sum_t<D> &mine)
 {
-    const uint32_t lane = threadIdx.x % 32, id = 1 + threadIdx.x / 32 / S;
+    const uint32_t lane = threadIdx.x % 32, team = threadIdx.x / 32 / S;
     if (w > 0 && w < n_slices) {
         for (int c = 0; c < sum_t<D>::CHUNKS; c++)
             box[w].o[c][lane] = mine.o[c];
         if (lane == 0)
             box[w].m = mine.m, box[w].d = mine.d;
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(S * 32) : "memory");
+    meet_team(team, S * 32);
     if (w == 0) {
         add(all, mine);
         for (uint32_t i = 1; i < n_slices; i++) {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void gather(box_t<D> *box, uint32_t w, uint32_t S, ui
             add(all, x);
         }
     }
-    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(S * 32) : "memory");
+    meet_team(team, S * 32);
 }
 
 /* Grid: any. Block: MERGE_WARPS warps. One to eight of them share a (row, query head) pair, the more the

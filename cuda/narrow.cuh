@@ -93,18 +93,18 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
     float2 (*state)[16] = (float2 (*)[16])ctl.state;
     if (a.q_buffers > 1)
-        consumers_meet(); /* with one, Q could not be here while somebody still reads the states of the unit before */
+        meet<named_barrier::CONSUMERS>(); /* with one, Q could not be here while somebody still reads the states of the unit before */
     if (quad == 0)
 #pragma unroll
         for (int r = 0; r < 2; r++)
             state[warp][lane / 4 + 8 * r] = make_float2(st.m[r], st.d[r]);
-    consumers_meet(); /* publishes states; all have read their Q, whose place `space` is */
+    meet<named_barrier::CONSUMERS>(); /* publishes states; all have read their Q, whose place `space` is */
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         if (r > 0 && unit.n_rows * a.G <= 8)
             break;
         if (r > 0)
-            consumers_meet(); /* the first eight rows have been read */
+            meet<named_barrier::CONSUMERS>(); /* the first eight rows have been read */
         const uint32_t at = lane / 4;
 #pragma unroll
         for (int n = 0; n < GROUPS; n++) {
@@ -112,7 +112,7 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
             *(float2 *)(space + (warp * 8 + at) * D + group * 8 + quad * 2) =
                 make_float2(st.o[n * 4 + r * 2], st.o[n * 4 + r * 2 + 1]);
         }
-        consumers_meet(); /* publishes eight rows */
+        meet<named_barrier::CONSUMERS>(); /* publishes eight rows */
         float top = -INFINITY, d = 0, by[WARPS];
 #pragma unroll
         for (int w = 0; w < WARPS; w++)

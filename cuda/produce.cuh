@@ -181,10 +181,10 @@ __device__ __forceinline__ void put_unit(unit_meta &unit, const uint4 h, const u
 #pragma unroll
     for (int i = 0; i < IDEFT_ROWS / LOADERS; i++)
         *(uint2 *)&unit.row[lane + i * LOADERS] = rows[i];
-    if (LOADERS == 64)
-        asm volatile("bar.sync 2, 64;" ::: "memory");
-    else
+    if constexpr (LOADERS == 32)
         __syncwarp();
+    else
+        meet<named_barrier::Q_LOADERS>();
 }
 
 #if IDEFT_HOPPER
@@ -337,7 +337,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
         }
         /* Q first: behind six stages of K and V it would come late */
         if (shape<D>::BOXES && k == 0)
-            asm volatile("bar.sync 4, 96;" ::: "memory");
+            meet<named_barrier::FIRST_Q>();
         if (side == 3)
             continue;
         uint32_t next = o.h.x;
