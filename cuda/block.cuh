@@ -5,6 +5,7 @@
 #define IDEFT_BLOCK_CUH
 
 #include "named_barrier.cuh"
+#include "state.cuh"
 
 #include <math.h>
 #include <string.h>
@@ -51,7 +52,7 @@ struct unit_meta {
 struct control {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES], q_full[MAX_Q], q_empty[MAX_Q];
     union {
-        float2 state[2][64];     /* m, d of the warpgroups, to be joined */
+        row_sum sums[2][64];      /* to be joined: [warpgroup][row], or [8][16]: [warp][row] */
         uint4 *place[IDEFT_ROWS]; /* then where matrix rows are written to, NULL: nowhere */
     };
     unit_meta unit[MAX_Q];

@@ -10,8 +10,10 @@
 
 namespace {
 
+/* What a thread has of the states (state.cuh) of its two rows. */
 template <int D> struct state {
     float o[D / 2], m[2], d[2];
+    __device__ __forceinline__ row_sum sum(int r) const { return { m[r], d[r] }; }
 };
 
 /* The warp's 16 rows of Q as operands. */
@@ -154,9 +156,10 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta
  * most tiles leave O alone: where it does, by[] is what O has to be multiplied by. Returns whether a
  * row of the warp moved. */
 template <int D, bool GENERAL, int N>
-__device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2], const ideft_cuda_attend_t &a)
+__device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2],
+                                      const ideft_cuda_attend_t &a)
 {
-    float top[2], minus[2], sum[4] = { 0, 0, 0, 0 };
+    float top[2], shift[2], sum[4] = { 0, 0, 0, 0 };
     if (GENERAL && a.cap_out != 0) {
 #pragma unroll
         for (int i = 0; i < N; i++) { /* tanh(x) = 1 - 2 / (e^2x + 1) */
@@ -169,33 +172,34 @@ __device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2
         float x[N / 8]; /* short chains */
 #pragma unroll
         for (int c = 0; c < N / 8; c++)
-            x[c] = fmaxf(fmaxf(s[c * 8 + r * 2], s[c * 8 + r * 2 + 1]), fmaxf(s[c * 8 + 4 + r * 2], s[c * 8 + 5 + r * 2]));
+            x[c] = fmaxf(fmaxf(s[c * 8 + r * 2], s[c * 8 + r * 2 + 1]),
+                         fmaxf(s[c * 8 + 4 + r * 2], s[c * 8 + 5 + r * 2]));
         if constexpr (N == 32)
             x[0] = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
         top[r] = x[0] * a.scale_log2;
         by[r] = 1;
     }
-    const bool moves = __any_sync(~0u, top[0] > st.m[0] + 8 || top[1] > st.m[1] + 8);
+    const bool moves = __any_sync(~0u, top[0] > limit_of(st.m[0]) || top[1] > limit_of(st.m[1]));
     if (moves) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 1));
             top[r] = fmaxf(top[r], __shfl_xor_sync(~0u, top[r], 2));
-            const bool move = top[r] > st.m[r] + 8;
-            by[r] = move ? exp2_fast(st.m[r] - top[r]) : 1.0f;
+            const bool move = top[r] > limit_of(st.m[r]);
+            by[r] = move ? rebased(st.m[r], top[r]) : 1.0f;
             st.m[r] = move ? top[r] : st.m[r];
         }
     }
 #pragma unroll
     for (int r = 0; r < 2; r++)
-        minus[r] = st.m[r] == -INFINITY ? 0.0f : -st.m[r];
+        shift[r] = shift_of(st.m[r]);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        s[i] = exp2_fast(fmaf(s[i], a.scale_log2, minus[i / 2 % 2]));
+        s[i] = exp2_fast(fmaf(s[i], a.scale_log2, shift[i / 2 % 2]));
         sum[i % 4] += s[i];
     }
-    st.d[0] = fmaf(st.d[0], by[0], sum[0] + sum[1]);
-    st.d[1] = fmaf(st.d[1], by[1], sum[2] + sum[3]);
+    st.d[0] = add_weights(st.d[0], by[0], sum[0] + sum[1]);
+    st.d[1] = add_weights(st.d[1], by[1], sum[2] + sum[3]);
     return moves;
 }
 
@@ -217,34 +221,33 @@ template <typename T, int N> __device__ __forceinline__ void pack_weights(uint32
 
 /* Both warpgroups have states of the same rows: each gives the other half of its columns and joins
  * the other half's states, the first warpgroup's first. */
-template <int D> __device__ __forceinline__ void join(state<D> &st, control &ctl, float *space, uint32_t wg)
+template <int D>
+__device__ __forceinline__ void join_states(state<D> &st, control &ctl, float *space,
+                                                uint32_t wg)
 {
     const uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
-    meet<named_barrier::CONSUMERS>(); /* both have read their Q, whose place this is */
+    meet<named_barrier::CONSUMERS>(); /* both have read their Q, whose place `space` is */
     if (t % 4 == 0) {
-        ctl.state[wg][row] = make_float2(st.m[0], st.d[0]);
-        ctl.state[wg][row + 8] = make_float2(st.m[1], st.d[1]);
+        ctl.sums[wg][row] = st.sum(0);
+        ctl.sums[wg][row + 8] = st.sum(1);
     }
     float *give = space + wg * (D / 4) * 128, *take = space + (wg ^ 1) * (D / 4) * 128;
 #pragma unroll
     for (int i = 0; i < D / 4; i++)
         give[i * 128 + t] = wg == 0 ? st.o[D / 4 + i] : st.o[i];
-    meet<named_barrier::CONSUMERS>(); /* publishes states and columns */
-    float w[2][2];
+    meet<named_barrier::CONSUMERS>(); /* publishes sums and columns */
+    joined j[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const float2 x = ctl.state[0][row + 8 * r], y = ctl.state[1][row + 8 * r];
-        const float m = fmaxf(x.x, y.x);
-        w[0][r] = x.x == -INFINITY ? 0.0f : exp2_fast(x.x - m);
-        w[1][r] = y.x == -INFINITY ? 0.0f : exp2_fast(y.x - m);
-        st.m[r] = m;
-        st.d[r] = w[0][r] * x.y + w[1][r] * y.y;
+        j[r] = join<GUARD_EACH>(ctl.sums[0][row + 8 * r], ctl.sums[1][row + 8 * r]);
+        st.m[r] = j[r].sum.m;
+        st.d[r] = j[r].sum.d;
     }
 #pragma unroll
     for (int i = 0; i < D / 4; i++) {
         const float own = wg == 0 ? st.o[i] : st.o[D / 4 + i], other = take[i * 128 + t];
         const float x = wg == 0 ? own : other, y = wg == 0 ? other : own;
-        const float o = w[0][i / 2 % 2] * x + w[1][i / 2 % 2] * y;
+        const float o = weighted(j[i / 2 % 2].by[0], x, j[i / 2 % 2].by[1], y);
         if (wg == 0)
             st.o[i] = o;
         else
@@ -282,15 +285,15 @@ __device__ __forceinline__ target<T> target_of(const ideft_cuda_attend_t &a, con
     const bool direct = (token & IDEFT_DIRECT) != 0;
     float scale = 1;
     if (direct && a.sinks != NULL) {
-        const float sink = a.sinks[h], top = fmaxf(sink, m);
-        scale = m == -INFINITY ? 0.0f : exp2_fast(m - top);
-        d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - top));
+        const with_sink j = join_sink({ m, d }, a.sinks[h]);
+        scale = j.by;
+        d = j.sum.d; /* m is not needed any more */
     }
     T *to = direct ? (T *)a.o + ((size_t)(token & ~IDEFT_DIRECT) * a.H + h) * D
                    : (T *)a.part_o + ((size_t)part * a.H + h) * D;
     if (notes && there && !direct)
-        a.part_lse[(size_t)part * a.H + h] = d == 0 ? -INFINITY : m + __log2f(d);
-    return { there ? to : NULL, d == 0 ? 0.0f : __fdividef(scale, d) };
+        a.part_lse[(size_t)part * a.H + h] = log2_sum({ m, d });
+    return { there ? to : NULL, normaliser_fast({ m, d }, scale) };
 }
 
 /* The states of the warp's 16 rows, through shared memory, so that whole rows are written. `half`: -1
@@ -561,7 +564,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     consume_tiles<T, D, GENERAL>(w, at, st, q);
     end_unit<D>(st);
     if (turns)
-        join<D>(st, ctl, (float *)q_tile, wg);
+        join_states<D>(st, ctl, (float *)q_tile, wg);
     meet<named_barrier::CONSUMERS>(); /* nobody reads Q or what was joined any more: its place is free */
     finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), turns ? (int)wg : -1);
 }

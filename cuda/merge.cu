@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /* The merge of partials: a row that several groups have worked on gets its output from the states
- * that they left, joined in the order of the plan. */
+ * that they left (state.cuh), joined in the order of the plan.
+ *
+ * The partials of a row and query head are summed by slices of eight, and the slices joined in
+ * their order, whoever has summed them. So a row's bits do not depend on how many warps share it.
+ * A lane has four columns of each 128. */
 #include "named_barrier.cuh"
-
-#include <math.h>
+#include "state.cuh"
 
 namespace {
 
 constexpr int MERGE_WARPS = 16;
+constexpr int SLICE = 8; /* partials; their loads are under way together */
 
 /* Four 16-bit elements as floats. */
 template <typename T> __device__ __forceinline__ float4 unpack(uint2 w)
@@ -23,153 +27,164 @@ template <typename T> __device__ __forceinline__ float4 unpack(uint2 w)
     return make_float4(a.x, a.y, b.x, b.y);
 }
 
-/* What a lane has of the sum of some partials: four columns of each 128, relative to 2^m. */
-template <int D> struct sum_t {
-    static constexpr int CHUNKS = (D + 127) / 128;
-    float4 o[CHUNKS];
-    float m, d;
+/* What a lane has of the state of some partials. */
+template <int D> struct lane_state {
+    static constexpr int COLUMNS = (D + 127) / 128; /* times four */
+    float4 o[COLUMNS];
+    row_sum sum;
 };
 
-/* Partials are summed by slices, slices in their order: a row's bits do not depend on how many warps
- * share it. Loads of a slice are under way together. */
-constexpr int SLICE = 8;
-
-/* A slice. part: of lane i, the partial i % 8 of the slice; n: how many there are. */
+/* The state of a slice of n partials. part: in lane i, partial i % 8 of the slice. */
 template <typename T, int D>
-__device__ __forceinline__ sum_t<D> sum_slice(const ideft_cuda_merge_t &a, uint32_t part, uint32_t n, uint32_t h)
+__device__ __forceinline__ lane_state<D> sum_slice(const ideft_cuda_merge_t &a, uint32_t part,
+                                                   uint32_t n, uint32_t h)
 {
-    constexpr int CHUNKS = sum_t<D>::CHUNKS;
+    constexpr int COLUMNS = lane_state<D>::COLUMNS;
     const uint32_t lane = threadIdx.x % 32;
-    sum_t<D> sum = {};
-    uint2 x[SLICE][CHUNKS];
+    lane_state<D> slice = {};
+    uint2 x[SLICE][COLUMNS];
     const float lse = lane % SLICE < n ? a.part_lse[(size_t)part * a.H + h] : -INFINITY;
 #pragma unroll
     for (int i = 0; i < SLICE; i++) {
-        const T *from = (const T *)a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D + lane * 4;
+        const T *from = (const T *)a.part_o +
+                        ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D + lane * 4;
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++)
-            x[i][c] = i < n && (D % 128 == 0 || c * 128 + lane * 4 < D) ? *(const uint2 *)(from + c * 128)
-                                                                       : make_uint2(0, 0);
+        for (int c = 0; c < COLUMNS; c++)
+            x[i][c] = i < n && (D % 128 == 0 || c * 128 + lane * 4 < D)
+                          ? *(const uint2 *)(from + c * 128)
+                          : make_uint2(0, 0);
     }
-    sum.m = lse;
+    slice.sum.m = lse;
     for (int i = SLICE / 2; i > 0; i /= 2)
-        sum.m = fmaxf(sum.m, __shfl_xor_sync(~0u, sum.m, i));
-    const float w = exp2_fast(lse - (sum.m == -INFINITY ? 0.0f : sum.m)); /* 0 for an empty set */
+        slice.sum.m = fmaxf(slice.sum.m, __shfl_xor_sync(~0u, slice.sum.m, i));
+    const float w = rebased(lse, base_of(slice.sum.m)); /* 0 for the empty set */
 #pragma unroll
     for (int i = 0; i < SLICE; i++) {
         const float wi = __shfl_sync(~0u, w, i);
-        sum.d += wi;
+        slice.sum.d += wi; /* a partial is normalised: its d is 1 */
 #pragma unroll
-        for (int c = 0; c < CHUNKS; c++) {
-            const float4 y = unpack<T>(x[i][c]);
-            sum.o[c] = make_float4(fmaf(wi, y.x, sum.o[c].x), fmaf(wi, y.y, sum.o[c].y), fmaf(wi, y.z, sum.o[c].z),
-                                   fmaf(wi, y.w, sum.o[c].w));
+        for (int c = 0; c < COLUMNS; c++) {
+            const float4 y = unpack<T>(x[i][c]), o = slice.o[c];
+            slice.o[c] = make_float4(fmaf(wi, y.x, o.x), fmaf(wi, y.y, o.y), fmaf(wi, y.z, o.z),
+                                     fmaf(wi, y.w, o.w));
         }
     }
-    return sum;
+    return slice;
 }
 
-template <int D> __device__ __forceinline__ void add(sum_t<D> &sum, const sum_t<D> &x)
+/* Join `more` to what has been summed so far. */
+template <int D>
+__device__ __forceinline__ void join_slice(lane_state<D> &all, const lane_state<D> &more)
 {
-    const float m = fmaxf(sum.m, x.m), top = m == -INFINITY ? 0.0f : m;
-    const float a = exp2_fast(sum.m - top), b = exp2_fast(x.m - top);
-    sum.m = m;
-    sum.d = fmaf(a, sum.d, b * x.d);
+    const joined j = join<GUARD_BASE>(more.sum, all.sum);
+    all.sum = j.sum;
 #pragma unroll
-    for (int c = 0; c < sum_t<D>::CHUNKS; c++) {
-        const float4 y = sum.o[c], z = x.o[c];
-        sum.o[c] = make_float4(fmaf(a, y.x, b * z.x), fmaf(a, y.y, b * z.y), fmaf(a, y.z, b * z.z), fmaf(a, y.w, b * z.w));
+    for (int c = 0; c < lane_state<D>::COLUMNS; c++) {
+        const float4 y = more.o[c], z = all.o[c];
+        all.o[c] = make_float4(weighted(j.by[1], z.x, j.by[0], y.x),
+                               weighted(j.by[1], z.y, j.by[0], y.y),
+                               weighted(j.by[1], z.z, j.by[0], y.z),
+                               weighted(j.by[1], z.w, j.by[0], y.w));
     }
 }
 
 /* The output of one query head of a row. */
 template <typename T, int D>
-__device__ __forceinline__ void write_output(const ideft_cuda_merge_t &a, const sum_t<D> &sum, uint32_t h, T *o)
+__device__ __forceinline__ void write_output(const ideft_cuda_merge_t &a, const lane_state<D> &all,
+                                             uint32_t h, T *o)
 {
     const uint32_t lane = threadIdx.x % 32;
-    float scale = 1, d = sum.d;
-    if (a.sinks != NULL) {
-        const float sink = a.sinks[h], high = fmaxf(sink, sum.m);
-        scale = sum.m == -INFINITY ? 0.0f : exp2_fast(sum.m - high);
-        d = d * scale + (sink == -INFINITY ? 0.0f : exp2_fast(sink - high));
-    }
-    scale = d == 0 ? 0.0f : scale / d;
+    with_sink end = { all.sum, 1 };
+    if (a.sinks != NULL)
+        end = join_sink(all.sum, a.sinks[h]);
+    const float scale = normaliser(end.sum, end.by);
 #pragma unroll
-    for (int c = 0; c < sum_t<D>::CHUNKS; c++) {
+    for (int c = 0; c < lane_state<D>::COLUMNS; c++) {
         if (D % 128 != 0 && c * 128 + lane * 4 >= D)
             continue;
-        const float4 x = sum.o[c];
+        const float4 x = all.o[c];
         *(uint2 *)(o + c * 128 + lane * 4) =
             make_uint2(pack<T>(x.x * scale, x.y * scale), pack<T>(x.z * scale, x.w * scale));
     }
 }
 
-/* Slices of a warp that helps, for the one that adds them up. */
-template <int D> struct box_t {
-    float4 o[sum_t<D>::CHUNKS][32];
-    float m, d;
+/* A slice that a warp hands to the first of its team. */
+template <int D> struct handed_slice {
+    float4 o[lane_state<D>::COLUMNS][32];
+    row_sum sum;
 };
 
-/* The sum of a round, a slice a warp: to the first of the S warps that share a row and head. */
+/* A team of `size` warps shares a row and query head, a slice each at a time. The first of them
+ * joins the n_slices that they have: its own, then the others in their order. warp: number in the
+ * team; handed: the team's. */
 template <int D>
-__device__ __forceinline__ void gather(box_t<D> *box, uint32_t w, uint32_t S, uint32_t n_slices, sum_t<D> &all,
-                                       const sum_t<D> &mine)
+__device__ __forceinline__ void join_team(handed_slice<D> *handed, uint32_t warp, uint32_t size,
+                                          uint32_t n_slices, lane_state<D> &all,
+                                          const lane_state<D> &mine)
 {
-    const uint32_t lane = threadIdx.x % 32, team = threadIdx.x / 32 / S;
-    if (w > 0 && w < n_slices) {
-        for (int c = 0; c < sum_t<D>::CHUNKS; c++)
-            box[w].o[c][lane] = mine.o[c];
+    const uint32_t lane = threadIdx.x % 32, team = threadIdx.x / 32 / size;
+    if (warp > 0 && warp < n_slices) {
+        for (int c = 0; c < lane_state<D>::COLUMNS; c++)
+            handed[warp].o[c][lane] = mine.o[c];
         if (lane == 0)
-            box[w].m = mine.m, box[w].d = mine.d;
+            handed[warp].sum = mine.sum;
     }
-    meet_team(team, S * 32);
-    if (w == 0) {
-        add(all, mine);
+    meet_team(team, size * 32); /* publishes the slices */
+    if (warp == 0) {
+        join_slice(all, mine);
         for (uint32_t i = 1; i < n_slices; i++) {
-            sum_t<D> x;
-            for (int c = 0; c < sum_t<D>::CHUNKS; c++)
-                x.o[c] = box[i].o[c][lane];
-            x.m = box[i].m;
-            x.d = box[i].d;
-            add(all, x);
+            lane_state<D> x;
+            for (int c = 0; c < lane_state<D>::COLUMNS; c++)
+                x.o[c] = handed[i].o[c][lane];
+            x.sum = handed[i].sum;
+            join_slice(all, x);
         }
     }
-    meet_team(team, S * 32);
+    meet_team(team, size * 32); /* they have been read */
 }
 
-/* Grid: any. Block: MERGE_WARPS warps. One to eight of them share a (row, query head) pair, the more the
- * fewer pairs there are. What is read before the wait is the plan, which was there before the kernel
- * that is waited for. */
+/* How many slices a team has of so many partials in one round. */
+__device__ __forceinline__ uint32_t slices_of(uint32_t parts, uint32_t size)
+{
+    return (parts + SLICE - 1) / SLICE < size ? (parts + SLICE - 1) / SLICE : size;
+}
+
+/* Grid: any; the sizes are read from the image, so that a launch is the same for every plan.
+ * Block: MERGE_WARPS warps. Teams of one to eight of them share a row and query head, the more the
+ * fewer of these there are. What is read before the wait is the plan, which was there before the
+ * kernel that is waited for. */
 template <typename T, int D>
 __global__ void __launch_bounds__(MERGE_WARPS * 32) ideft_merge_kernel(const ideft_cuda_merge_t a)
 {
-    __shared__ box_t<D> boxes[MERGE_WARPS];
+    __shared__ handed_slice<D> handed[MERGE_WARPS];
     const ideft_cuda_head_t *head = (const ideft_cuda_head_t *)a.image;
     const uint32_t n_rows = __ldg(&head->n_rows), n_parts = __ldg(&head->n_parts);
     const ideft_cuda_place_t *places = (const ideft_cuda_place_t *)(a.image + __ldg(&head->places));
     const uint32_t *begin = (const uint32_t *)(a.image + __ldg(&head->part_begin));
     const uint32_t *list = (const uint32_t *)(a.image + __ldg(&head->part_list));
     const uint64_t n = n_parts == 0 ? 0 : (uint64_t)n_rows * a.H;
-    const uint32_t S = n <= 512 ? 8 : n <= 1024 ? 4 : n <= 2048 ? 2 : 1;
-    const uint32_t warp = threadIdx.x / 32, w = warp % S, entry = threadIdx.x % SLICE;
+    const uint32_t size = n <= 512 ? 8 : n <= 1024 ? 4 : n <= 2048 ? 2 : 1;
+    const uint32_t warp = threadIdx.x / 32, w = warp % size, entry = threadIdx.x % SLICE;
     bool waited = false;
-    for (uint64_t i = blockIdx.x + gridDim.x * (warp / S); i < n; i += gridDim.x * (MERGE_WARPS / S)) {
+    for (uint64_t i = blockIdx.x + gridDim.x * (warp / size); i < n;
+         i += gridDim.x * (MERGE_WARPS / size)) {
         const uint32_t r = (uint32_t)(i / a.H), h = (uint32_t)(i % a.H);
-        const uint32_t from = __ldg(&begin[r]), to = __ldg(&begin[r + 1]), token = __ldg(&places[r].token);
-        sum_t<D> all = {};
-        all.m = -INFINITY;
-        for (uint32_t base = from; base < to; base += SLICE * S) {
+        const uint32_t from = __ldg(&begin[r]), to = __ldg(&begin[r + 1]);
+        const uint32_t token = __ldg(&places[r].token);
+        lane_state<D> all = {};
+        all.sum = empty_sum();
+        for (uint32_t base = from; base < to; base += SLICE * size) {
             const uint32_t at = base + SLICE * w, left = at < to ? to - at : 0;
             const uint32_t part = entry < left ? __ldg(&list[at + entry]) : 0;
             if (!waited)
                 wait_for_kernel_before();
             waited = true;
-            const sum_t<D> mine = left > 0 ? sum_slice<T, D>(a, part, left, h) : sum_t<D>();
-            if (S > 1 && to - from > SLICE)
-                gather<D>(&boxes[warp - w], w, S, (to - base + SLICE - 1) / SLICE < S ? (to - base + SLICE - 1) / SLICE : S,
-                          all, mine);
+            const lane_state<D> mine =
+                left > 0 ? sum_slice<T, D>(a, part, left, h) : lane_state<D>();
+            if (size > 1 && to - from > SLICE)
+                join_team<D>(&handed[warp - w], w, size, slices_of(to - base, size), all, mine);
             else if (left > 0)
-                add(all, mine);
+                join_slice(all, mine);
         }
         if (w == 0 && from < to)
             write_output<T, D>(a, all, h, (T *)a.o + ((size_t)token * a.H + h) * D);

@@ -91,13 +91,13 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
 {
     constexpr uint32_t GROUPS = D / 8, WARPS = CONSUMERS / 32;
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
-    float2 (*state)[16] = (float2 (*)[16])ctl.state;
+    row_sum (*sums)[16] = (row_sum (*)[16])ctl.sums;
     if (a.q_buffers > 1)
         meet<named_barrier::CONSUMERS>(); /* with one, Q could not be here while somebody still reads the states of the unit before */
     if (quad == 0)
 #pragma unroll
         for (int r = 0; r < 2; r++)
-            state[warp][lane / 4 + 8 * r] = make_float2(st.m[r], st.d[r]);
+            sums[warp][lane / 4 + 8 * r] = st.sum(r);
     meet<named_barrier::CONSUMERS>(); /* publishes states; all have read their Q, whose place `space` is */
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -113,17 +113,9 @@ __device__ __forceinline__ void finish_narrow(const state<D> &st, const ideft_cu
                 make_float2(st.o[n * 4 + r * 2], st.o[n * 4 + r * 2 + 1]);
         }
         meet<named_barrier::CONSUMERS>(); /* publishes eight rows */
-        float top = -INFINITY, d = 0, by[WARPS];
-#pragma unroll
-        for (int w = 0; w < WARPS; w++)
-            top = fmaxf(top, state[w][warp + 8 * r].x);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float2 x = state[w][warp + 8 * r];
-            by[w] = x.x == -INFINITY ? 0.0f : exp2_fast(x.x - top);
-            d += by[w] * x.y;
-        }
-        const target<T> t = target_of<T, D>(a, unit, warp + 8 * r, top, d, lane == 0);
+        float by[WARPS];
+        const row_sum sum = join_all<WARPS>(&sums[0][warp + 8 * r], 16, by);
+        const target<T> t = target_of<T, D>(a, unit, warp + 8 * r, sum.m, sum.d, lane == 0);
         if (t.to == NULL)
             continue;
 #pragma unroll
