@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The instructions that the kernels are made of, and the one place that knows architectures.
+/* What depends on the architecture.
  *
  * IDEFT_HOPPER: sm_90a. Tiles come through the tensor copy engine, products are wgmma. Elsewhere
  * (sm_80 and, as PTX, whatever comes later) they come by cp.async, and products are mma.sync.
@@ -7,11 +7,8 @@
 #ifndef IDEFT_ARCH_CUH
 #define IDEFT_ARCH_CUH
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <stdint.h>
-
-#include "kernels.h"
+#include "ptx.cuh"
+#include "tile.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define IDEFT_HOPPER 1
@@ -21,14 +18,6 @@
 
 /* Two warpgroups compute. The producing warps come behind them in the block. */
 constexpr int CONSUMERS = 256;
-
-template <typename T> constexpr bool is_half = false;
-template <> constexpr bool is_half<__half> = true;
-
-__device__ __forceinline__ uint32_t smem_of(const void *p)
-{
-    return (uint32_t)__cvta_generic_to_shared(p);
-}
 
 /* ---- waiting for the kernel before (programmatic dependent launch) ---- */
 
@@ -48,23 +37,7 @@ __device__ __forceinline__ void let_next_kernel_start()
 
 /* ---- mbarriers ---- */
 
-__device__ __forceinline__ void barrier_init(uint64_t *b, uint32_t count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_of(b)), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint64_t *b)
-{
-    asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0];\n}" ::"r"(smem_of(b)) : "memory");
-}
-
-/* In place of `count` threads. */
-__device__ __forceinline__ void barrier_arrive(uint64_t *b, uint32_t count)
-{
-    asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0], %1;\n}" ::"r"(smem_of(b)), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
+__device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("{\n.reg .pred p;\nagain:\n"
@@ -77,31 +50,7 @@ __device__ __forceinline__ void barrier_wait(uint64_t *b, uint32_t parity)
 #endif
 }
 
-__device__ __forceinline__ bool barrier_test(const uint64_t *b, uint32_t parity)
-{
-    uint32_t done;
-    asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(smem_of(b)), "r"(parity) : "memory");
-    return done != 0;
-}
-
-/* ---- copies into shared memory ---- */
-
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from)); /* no "memory": loads may pass */
-}
-
-__device__ __forceinline__ void copies_wait()
-{
-    asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
-/* Arrive when this thread's copies so far have landed. */
-__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t *b)
-{
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(smem_of(b)) : "memory");
-}
+/* ---- the tensor copy engine ---- */
 
 #if IDEFT_HOPPER
 /* Ordinary stores to shared memory before, the copy engine and the matrix unit after. */
@@ -110,7 +59,7 @@ __device__ __forceinline__ void fence_async()
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void barrier_expect(uint64_t *b, uint32_t bytes)
+__device__ __forceinline__ void mbarrier_expect(uint64_t *b, uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_of(b)), "r"(bytes) : "memory");
 }
@@ -142,83 +91,6 @@ __device__ __forceinline__ void copy_box(uint32_t to, const ideft_cuda_map_t *ma
                  : "memory");
 }
 #endif
-
-/* ---- panels --------------------------------------------------------------------------------
- * A tile of D columns lies as panels of 64 columns and one of D % 64, each [rows][columns], with
- * the 16-byte chunks of a row swizzled as the tensor copy engine does it (128, 64 or 32 bytes). */
-
-template <int D> __device__ __host__ constexpr int panel_width(int p)
-{
-    return D % 64 != 0 && p == D / 64 ? D % 64 : 64;
-}
-
-/* Byte of a chunk in a panel W columns wide. */
-template <int W> __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk)
-{
-    if constexpr (W == 64)
-        return row * 128 + ((chunk ^ (row & 7)) << 4);
-    else if constexpr (W == 32)
-        return row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
-    else
-        return row * 32 + ((chunk ^ (row >> 2 & 1)) << 4);
-}
-
-/* Byte of chunk c of a tile with `rows` rows. */
-template <int D> __device__ __forceinline__ uint32_t tile_chunk(uint32_t rows, uint32_t row, uint32_t chunk)
-{
-    const uint32_t p = chunk / 8, base = p * rows * 128;
-    if (D % 64 == 0 || p < D / 64)
-        return base + chunk_at<64>(row, chunk % 8);
-    return base + chunk_at<panel_width<D>(D / 64)>(row, chunk % 8);
-}
-
-/* ---- arithmetic ---- */
-
-__device__ __forceinline__ float exp2_fast(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-template <typename T> __device__ __forceinline__ uint32_t pack(float lo, float hi);
-template <> __device__ __forceinline__ uint32_t pack<__half>(float lo, float hi)
-{
-    uint32_t r;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-    return r;
-}
-template <> __device__ __forceinline__ uint32_t pack<__nv_bfloat16>(float lo, float hi)
-{
-    uint32_t r;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
-    return r;
-}
-
-/* Four 8x8 matrices of 16-bit elements; each lane gives the address of one row. */
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
-}
-
-__device__ __forceinline__ void load_matrices_trans(uint32_t (&r)[4], uint32_t at)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
-}
-
-template <typename T> __device__ __forceinline__ void mma(float *c, const uint32_t *a, uint32_t b0, uint32_t b1)
-{
-    if constexpr (is_half<T>)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"
-            " {%0,%1,%2,%3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9},"
-            " {%0,%1,%2,%3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 /* ---- wgmma ---- */
 

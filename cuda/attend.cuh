@@ -39,10 +39,10 @@ __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &c
     fence_async();
 #endif
     for (uint32_t i = 0; i < a.stages; i++)
-        barrier_arrive(&ctl.empty[i]);
+        mbarrier_arrive(&ctl.empty[i]);
     for (uint32_t k = 0;; k++) {
         const uint32_t buf = k % a.q_buffers;
-        barrier_wait(&ctl.q_full[buf], k / a.q_buffers & 1);
+        mbarrier_wait(&ctl.q_full[buf], k / a.q_buffers & 1);
         const unit_meta &unit = ctl.unit[buf];
         unsigned char *q_tile = q + (size_t)buf * shape<D>::Q_BYTES;
         if (unit.n_rows == 0)
@@ -58,7 +58,7 @@ __device__ __forceinline__ void consume(const ideft_cuda_attend_t &a, control &c
 #if IDEFT_HOPPER
         fence_async(); /* the copy engine is next to write where Q and outputs were */
 #endif
-        barrier_arrive(&ctl.q_empty[buf]);
+        mbarrier_arrive(&ctl.q_empty[buf]);
     }
 }
 
@@ -95,13 +95,13 @@ __global__ void __launch_bounds__(THREADS, 1) ideft_attend_kernel(const __grid_c
     if (threadIdx.x == 0) {
 #pragma unroll 1
         for (uint32_t i = 0; i < a.stages; i++) {
-            barrier_init(&ctl.full[i], shape<D>::FULL_COUNT);
-            barrier_init(&ctl.empty[i], CONSUMERS);
+            mbarrier_init(&ctl.full[i], shape<D>::FULL_COUNT);
+            mbarrier_init(&ctl.empty[i], CONSUMERS);
         }
 #pragma unroll 1
         for (uint32_t i = 0; i < a.q_buffers; i++) {
-            barrier_init(&ctl.q_full[i], shape<D>::Q_COUNT);
-            barrier_init(&ctl.q_empty[i], CONSUMERS);
+            mbarrier_init(&ctl.q_full[i], shape<D>::Q_COUNT);
+            mbarrier_init(&ctl.q_empty[i], CONSUMERS);
         }
 #if IDEFT_HOPPER
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");

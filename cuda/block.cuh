@@ -21,7 +21,6 @@ template <int D> struct shape {
     static constexpr int KV_BYTES = IDEFT_TILE * D * 2; /* K or V of a stage */
     static constexpr int Q_BYTES = IDEFT_ROWS * D * 2;
     static constexpr int CHUNKS = D / 8; /* of 16 bytes, in a row */
-    static constexpr bool Q_IN_REGISTERS = D <= 128;
     /* The copy engine writes at multiples of 128 bytes, which rows of a narrow panel are not. */
     static constexpr bool BOXES = IDEFT_HOPPER && D % 64 == 0;
     /* Scores are computed a tile ahead. It takes three stages, which two tiles of D 256 fill. */

@@ -38,7 +38,7 @@ __device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 1
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         const int q_at = i / 4 * IDEFT_ROWS * 8 + i % 4 * 2, k_at = i / 4 * IDEFT_TILE * 8 + i % 4 * 2;
-        if constexpr (!shape<D>::Q_IN_REGISTERS)
+        if constexpr (!Q_IN_REGISTERS<D>)
             wgmma_ss<T>(s, descriptor<64, 16>(q16 + q_at), descriptor<64, 16>(k16 + k_at), i > 0);
         else if (i / 4 < D / 64)
             wgmma_rs<T, 64, 0>(s, q[i], descriptor<64, 16>(k16 + k_at), i > 0);
@@ -54,9 +54,9 @@ __device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 1
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         uint32_t own[4];
-        if constexpr (!shape<D>::Q_IN_REGISTERS)
+        if constexpr (!Q_IN_REGISTERS<D>)
             load_matrices(own, smem_of(q_tile) + tile_chunk<D>(IDEFT_ROWS, row + lane % 16, i * 2 + lane / 16));
-        const uint32_t *a = shape<D>::Q_IN_REGISTERS ? q[i] : own;
+        const uint32_t *a = Q_IN_REGISTERS<D> ? q[i] : own;
 #pragma unroll
         for (int n = 0; n < 4; n++) { /* 16 tokens */
             uint32_t b[4];
@@ -352,14 +352,14 @@ template <int D> struct work {
 /* A stage is free when every thread of both warpgroups has arrived. */
 __device__ __forceinline__ void release(control &ctl, uint32_t stage)
 {
-    barrier_arrive(&ctl.empty[stage]);
+    mbarrier_arrive(&ctl.empty[stage]);
 }
 
 /* Past a tile of the other warpgroup, by turns. It has to be waited for: a barrier tells two phases from each
  * other, not three. */
 template <int D> __device__ __forceinline__ void skip_tile(const work<D> &w, ring &at)
 {
-    barrier_wait(&w.ctl.full[at.stage], at.parity);
+    mbarrier_wait(&w.ctl.full[at.stage], at.parity);
     release(w.ctl, at.stage);
     at.next(w.a.stages);
 }
@@ -373,10 +373,10 @@ template <int D> __device__ __forceinline__ uint32_t peek(const work<D> &w, ring
     uint32_t flags = 0;
     bool there = true;
     if (w.turns > 0) {
-        there = barrier_test(&w.ctl.full[at.stage], at.parity);
+        there = mbarrier_test(&w.ctl.full[at.stage], at.parity);
         at.next(w.a.stages);
     }
-    if (there && barrier_test(&w.ctl.full[at.stage], at.parity))
+    if (there && mbarrier_test(&w.ctl.full[at.stage], at.parity))
         flags = w.ctl.tile[at.stage].flags | PEEKED; /* not before it is known to be there */
     flags = __all_sync(~0u, flags != 0) ? flags : 0;
     return __shfl_sync(~0u, flags, 0);
@@ -386,7 +386,7 @@ template <int D> __device__ __forceinline__ uint32_t peek(const work<D> &w, ring
 template <int D> __device__ __forceinline__ tile_ref take_tile(const work<D> &w, ring &at, uint32_t peeked)
 {
     if (!(peeked & PEEKED))
-        barrier_wait(&w.ctl.full[at.stage], at.parity);
+        mbarrier_wait(&w.ctl.full[at.stage], at.parity);
 #if IDEFT_HOPPER
     if constexpr (!shape<D>::BOXES)
         fence_async();
@@ -559,7 +559,7 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     uint32_t q[D / 16][4];
     state<D> st;
     begin_unit<D>(w, st, unit);
-    if constexpr (shape<D>::Q_IN_REGISTERS)
+    if constexpr (Q_IN_REGISTERS<D>)
         load_q<D>(q, q_tile, first);
     consume_tiles<T, D, GENERAL>(w, at, st, q);
     end_unit<D>(st);

@@ -18,7 +18,8 @@ cuda_host_sources = cuda/cuda_backend.c cuda/cuda_util.c cuda/cuda_util.h cuda/i
 cuda_device_sources = cuda/attend_bf16.cu cuda/attend_f16.cu cuda/kv_move.cu cuda/kv_write.cu \
 	cuda/merge.cu
 cuda_device_headers = cuda/arch.cuh cuda/attend.cuh cuda/block.cuh cuda/consume.cuh \
-	cuda/named_barrier.cuh cuda/narrow.cuh cuda/produce.cuh cuda/state.cuh
+	cuda/named_barrier.cuh cuda/narrow.cuh cuda/produce.cuh cuda/ptx.cuh \
+	cuda/state.cuh cuda/tile.cuh
 EXTRA_DIST += $(cuda_device_headers) cuda/README.md config/nvcc_wrap.sh
 
 if HAVE_CUDA

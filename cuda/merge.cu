@@ -13,20 +13,6 @@ namespace {
 constexpr int MERGE_WARPS = 16;
 constexpr int SLICE = 8; /* partials; their loads are under way together */
 
-/* Four 16-bit elements as floats. */
-template <typename T> __device__ __forceinline__ float4 unpack(uint2 w)
-{
-    float2 a, b;
-    if constexpr (is_half<T>) {
-        a = __half22float2(*(const __half2 *)&w.x);
-        b = __half22float2(*(const __half2 *)&w.y);
-    } else {
-        a = __bfloat1622float2(*(const __nv_bfloat162 *)&w.x);
-        b = __bfloat1622float2(*(const __nv_bfloat162 *)&w.y);
-    }
-    return make_float4(a.x, a.y, b.x, b.y);
-}
-
 /* What a lane has of the state of some partials. */
 template <int D> struct lane_state {
     static constexpr int COLUMNS = (D + 127) / 128; /* times four */

@@ -101,9 +101,9 @@ __device__ __forceinline__ bool put_whole_tile(const ideft_cuda_attend_t &a, con
     if (lane == 0) {
         if (side == 0)
             ctl.tile[stage].flags = flags;
-        barrier_expect(full, IDEFT_TILE * D * 2);
+        mbarrier_expect(full, IDEFT_TILE * D * 2);
         if (side == 0)
-            barrier_arrive(full, shape<D>::FULL_COUNT - 2); /* all but its own arrival and V's */
+            mbarrier_arrive(full, shape<D>::FULL_COUNT - 2); /* all but its own arrival and V's */
         copy_tokens(a, c, to, IDEFT_BOXES - 1, c.slot, 0, plane, full, policy);
     }
     return true;
@@ -148,9 +148,9 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
 #if IDEFT_HOPPER
     if constexpr (shape<D>::BOXES) {
         if (lane == 0) /* publishes the meta data */
-            barrier_expect(full, used * D * 2);
+            mbarrier_expect(full, used * D * 2);
         else if (side == 0)
-            barrier_arrive(full);
+            mbarrier_arrive(full);
         __syncwarp();
         if (lane < count)
             copy_run<D>(a, c, side == 0 ? k : v, side == 0 ? plane : plane + a.Hkv, full, policy);
@@ -161,8 +161,8 @@ __device__ __forceinline__ void put_tile(const ideft_cuda_attend_t &a, control &
         copy_rows<T, D>(a, c, count, k, plane, lane);
     if (side != 0)
         copy_rows<T, D>(a, c, count, v, plane + a.Hkv, lane);
-    barrier_arrive_after_copies(full);
-    barrier_arrive(full);
+    mbarrier_arrive_after_copies(full);
+    mbarrier_arrive(full);
 }
 
 /* ---- Q ---------------------------------------------------------------------------------------------- */
@@ -223,9 +223,9 @@ __device__ __forceinline__ void put_rows(const ideft_cuda_attend_t &a, const uin
         follow &= lane + i * 32 >= h.y || (rows[i].x & ~IDEFT_DIRECT) == token + lane + i * 32;
     follow = __all_sync(~0u, follow);
     if (lane == 0) /* publishes the unit */
-        barrier_expect(&ctl.q_full[buf], h.y * a.G * D * 2);
+        mbarrier_expect(&ctl.q_full[buf], h.y * a.G * D * 2);
     else
-        barrier_arrive(&ctl.q_full[buf]);
+        mbarrier_arrive(&ctl.q_full[buf]);
     __syncwarp();
     if (!follow)
         for (uint32_t i = lane; i < h.y; i += 32)
@@ -263,9 +263,9 @@ __device__ __forceinline__ void put_rows_16(const ideft_cuda_attend_t &a, const 
     copies_wait();
     fence_async();
 #else
-    barrier_arrive_after_copies(&ctl.q_full[buf]);
+    mbarrier_arrive_after_copies(&ctl.q_full[buf]);
 #endif
-    barrier_arrive(&ctl.q_full[buf]); /* publishes rows and unit */
+    mbarrier_arrive(&ctl.q_full[buf]); /* publishes rows and unit */
 }
 
 template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t buf, uint32_t lane)
@@ -273,9 +273,9 @@ template <int D> __device__ __forceinline__ void put_stop(control &ctl, uint32_t
     if (lane == 0)
         ctl.unit[buf].n_rows = 0;
 #if !IDEFT_HOPPER
-    barrier_arrive_after_copies(&ctl.q_full[buf]);
+    mbarrier_arrive_after_copies(&ctl.q_full[buf]);
 #endif
-    barrier_arrive(&ctl.q_full[buf]);
+    mbarrier_arrive(&ctl.q_full[buf]);
 }
 
 /* ---- the warps --------------------------------------------------------------------------------------- */
@@ -328,7 +328,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
         if (k > 0 || job.by_head)
             fetch_order<D>(a, o, u.record, side < 3, does_q, q_lane, lane);
         if (does_q) {
-            barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
+            mbarrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
             unsigned char *to = q + (size_t)buf * shape<D>::Q_BYTES;
             if constexpr (shape<D>::BOXES)
                 put_rows<T, D>(a, o.h, o.rows, ctl, to, buf, kv_head, q_lane);
@@ -347,7 +347,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
             const ideft_cuda_copy_t now = copy_of(o.c);
             last = (__shfl_sync(~0u, now.flags, 0) & IDEFT_LAST) != 0;
             next += __shfl_sync(~0u, now.count, 0);
-            barrier_wait(&ctl.empty[at.stage], at.parity);
+            mbarrier_wait(&ctl.empty[at.stage], at.parity);
             if (!last) /* arrives while this tile is brought, or while a stage is waited for */
                 o.c = fetch_copy(job.copies, next + lane);
             put_tile<T, D>(a, ctl, stages, now, at.stage, a.first_plane + kv_head, side, policy, lane);
@@ -355,7 +355,7 @@ __device__ __forceinline__ void produce(const ideft_cuda_attend_t &a, control &c
     }
     if (does_q) {
         const uint32_t buf = k % a.q_buffers;
-        barrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
+        mbarrier_wait(&ctl.q_empty[buf], (k / a.q_buffers & 1) ^ 1);
         put_stop<D>(ctl, buf, q_lane);
     }
     if (!shape<D>::BOXES)

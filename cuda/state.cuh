@@ -23,7 +23,7 @@
 #ifndef IDEFT_STATE_CUH
 #define IDEFT_STATE_CUH
 
-#include "arch.cuh"
+#include "ptx.cuh"
 
 #include <math.h>
 
