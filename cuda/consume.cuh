@@ -1,140 +1,155 @@
 /* SPDX-License-Identifier: MIT */
 /* The computing warpgroups: S = Q K^T, weights, O += P V over the tiles of a unit, and its output.
  *
- * A thread of a warpgroup has rows r and r + 8 of the warp's 16, and of each 8 columns the two at
- * 2 * (lane % 4). m is in units of log2; d is a thread's own share until the end. */
+ * A thread of a warpgroup has rows r and r + 8 of its warp's 16, r = lane / 4, and of each 8
+ * columns the two at 2 * (lane % 4), as the fragments of mma.sync and wgmma have them. So four
+ * threads, a quad, share a row. They agree on its m; d is a thread's own share of it until all
+ * tiles are done. */
 #ifndef IDEFT_CONSUME_CUH
 #define IDEFT_CONSUME_CUH
 
-#include "block.cuh"
+#include "named_barrier.cuh"
+#include "shared_memory.cuh"
 
 namespace {
 
-/* What a thread has of the states (state.cuh) of its two rows. */
-template <int D> struct state {
+/* What a thread has of the states (state.cuh) of its two rows. o: by columns j of 8, then row, then
+ * column of the two: o[j * 4 + row * 2 + column]. Scores and weights lie in the same way. */
+template <int D> struct thread_state {
     float o[D / 2], m[2], d[2];
     __device__ __forceinline__ row_sum sum(int r) const { return { m[r], d[r] }; }
 };
 
-/* The warp's 16 rows of Q as operands. */
-template <int D> __device__ __forceinline__ void load_q(uint32_t (&q)[D / 16][4], const unsigned char *tile, uint32_t row)
-{
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (int s = 0; s < D / 16; s++)
-        load_matrices(q[s], smem_of(tile) + tile_chunk<D>(IDEFT_ROWS, row + lane % 16, s * 2 + lane / 16));
-}
-
-/* S = Q K^T, 64 rows by 64 tokens. On Hopper it is under way: wgmma_wait() before it is used. */
-template <typename T, int D>
-__device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 16][4], const unsigned char *q_tile,
-                                       uint32_t row, const unsigned char *k)
-{
-#if IDEFT_HOPPER
-    constexpr int W = panel_width<D>(D / 64);
-    const uint32_t q16 = (smem_of(q_tile) >> 4) + (row & 64) * 8, k16 = smem_of(k) >> 4;
-    hold<32>(s);
-    wgmma_begin();
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-        const int q_at = i / 4 * IDEFT_ROWS * 8 + i % 4 * 2, k_at = i / 4 * IDEFT_TILE * 8 + i % 4 * 2;
-        if constexpr (!Q_IN_REGISTERS<D>)
-            wgmma_ss<T>(s, descriptor<64, 16>(q16 + q_at), descriptor<64, 16>(k16 + k_at), i > 0);
-        else if (i / 4 < D / 64)
-            wgmma_rs<T, 64, 0>(s, q[i], descriptor<64, 16>(k16 + k_at), i > 0);
-        else
-            wgmma_rs<T, 64, 0>(s, q[i], descriptor<W, 16>(k16 + k_at), i > 0);
-    }
-    wgmma_commit();
-#else
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 32; i++)
-        s[i] = 0;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) {
-        uint32_t own[4];
-        if constexpr (!Q_IN_REGISTERS<D>)
-            load_matrices(own, smem_of(q_tile) + tile_chunk<D>(IDEFT_ROWS, row + lane % 16, i * 2 + lane / 16));
-        const uint32_t *a = Q_IN_REGISTERS<D> ? q[i] : own;
-#pragma unroll
-        for (int n = 0; n < 4; n++) { /* 16 tokens */
-            uint32_t b[4];
-            load_matrices(b, smem_of(k) + tile_chunk<D>(IDEFT_TILE, n * 16 + lane % 8 + lane / 16 * 8,
-                                                        i * 2 + lane / 8 % 2));
-            mma<T>(s + n * 8, a, b[0], b[1]);
-            mma<T>(s + n * 8 + 4, a, b[2], b[3]);
-        }
-    }
-#endif
-}
-
-/* O += P V. Weights behind the last token are 0, and so is V there or it is of another tile: finite.
- * On Hopper under way, as scores(). */
-template <typename T, int D>
-__device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p)[4][4], const unsigned char *v)
-{
-#if IDEFT_HOPPER
-    constexpr int PANEL = IDEFT_TILE * 128;
-    const uint32_t at = smem_of(v) >> 4;
-    hold<D / 2>(o);
-    wgmma_begin();
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        if constexpr (D % 128 == 0) {
-#pragma unroll
-            for (int j = 0; j < D / 128; j++)
-                wgmma_rs<T, 128, 1>(o + j * 64, p[i], descriptor<64, PANEL>(at + (j * 2 * PANEL + i * 2048 >> 4)), 1);
-        } else {
-            wgmma_rs<T, 64, 1>(o, p[i], descriptor<64, PANEL>(at + i * 128), 1);
-            if constexpr (D % 64 != 0) {
-                constexpr int W = D % 64;
-                wgmma_rs<T, W, 1>(o + 32, p[i], descriptor<W, PANEL>(at + (PANEL + i * W * 32 >> 4)), 1);
-            }
-        }
-    }
-    wgmma_commit();
-#else
-    const uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-#pragma unroll
-        for (int n = 0; n < D / 16; n++) {
-            uint32_t b[4];
-            load_matrices_trans(b, smem_of(v) + tile_chunk<D>(IDEFT_TILE, i * 16 + lane % 16, n * 2 + lane / 16));
-            mma<T>(o + n * 8, p[i], b[0], b[1]);
-            mma<T>(o + n * 8 + 4, p[i], b[2], b[3]);
-        }
-    }
-#endif
-}
-
-/* Products into these registers are done. */
-template <int N> __device__ __forceinline__ void settle(float (&r)[N])
-{
-#if IDEFT_HOPPER
-    hold<N>(r);
-#endif
-}
-
-/* Wait until all but the last N products under way are done. */
-template <int N> __device__ __forceinline__ void products_wait()
-{
-#if IDEFT_HOPPER
-    wgmma_wait<N>();
-#endif
-}
-
-/* The rows of a thread, r and r + 8. */
-struct rows_t {
+/* The rows of a thread. */
+struct thread_rows {
     uint32_t query[2]; /* query row, in the record */
-    uint32_t pos[2];
+    uint32_t pos[2];   /* its path position */
 };
 
-/* Scores that a row does not see become -inf. */
+/* A computing warp at work on a unit: where everything is, and its part in the work. */
+template <int D> struct consumer {
+    const ideft_cuda_attend_t &a;
+    control &ctl;
+    const unsigned char *stages;
+    unsigned char *q_tile;
+    uint32_t wg, first; /* warpgroup; the warp's first matrix row */
+    uint32_t turns;     /* as in unit_meta */
+    bool stagger;       /* both warpgroups have rows of their own in the first tile */
+    thread_rows rows;
+
+    __device__ const unsigned char *k(uint32_t stage) const
+    {
+        return stages + (size_t)stage * 2 * shape<D>::KV_BYTES;
+    }
+    __device__ const unsigned char *v(uint32_t stage) const
+    {
+        return k(stage) + shape<D>::KV_BYTES;
+    }
+};
+
+/* ---- tiles from the ring ---- */
+
+/* A tile of the ring, while its stage is held. */
+struct tile_ref {
+    uint32_t stage, flags;
+};
+
+/* A stage is free again when every thread of both warpgroups has arrived. */
+__device__ __forceinline__ void release(control &ctl, uint32_t stage)
+{
+    mbarrier_arrive(&ctl.empty[stage]);
+}
+
+/* Pass over a tile that is the other warpgroup's turn. It has to be waited for all the same:
+ * waiting by parity tells a phase from the next, but not from the one after that, so no phase may
+ * be skipped. */
+template <int D> __device__ __forceinline__ void skip_tile(const consumer<D> &w, ring &at)
+{
+    mbarrier_wait(&w.ctl.full[at.stage], at.parity);
+    release(w.ctl, at.stage);
+    at.next(w.a.stages);
+}
+
+/* Look ahead, without waiting, at the tile that this warpgroup will take next (the one after the
+ * next, if they take turns): its flags and PEEKED if it has landed, else 0. Done while products are
+ * under way, so that the flags cost no time later. */
+constexpr uint32_t PEEKED = 0x80000000u;
+
+template <int D> __device__ __forceinline__ uint32_t peek(const consumer<D> &w, ring at)
+{
+    uint32_t flags = 0;
+    bool there = true;
+    if (w.turns > 0) {
+        there = mbarrier_test(&w.ctl.full[at.stage], at.parity);
+        at.next(w.a.stages);
+    }
+    if (there && mbarrier_test(&w.ctl.full[at.stage], at.parity))
+        flags = w.ctl.tile[at.stage].flags | PEEKED; /* read only once it is known to be there */
+    flags = __all_sync(~0u, flags != 0) ? flags : 0;
+    return __shfl_sync(~0u, flags, 0);
+}
+
+/* Wait for the tile that is next in the ring. */
+template <int D>
+__device__ __forceinline__ tile_ref take_tile(const consumer<D> &w, ring &at, uint32_t peeked)
+{
+    if (!(peeked & PEEKED))
+        mbarrier_wait(&w.ctl.full[at.stage], at.parity);
+    if constexpr (!shape<D>::BOXES)
+        fence_async();
+    /* through a shuffle, so that the compiler sees that a warp agrees */
+    const tile_ref t = { at.stage, peeked & PEEKED
+                                       ? peeked
+                                       : __shfl_sync(~0u, w.ctl.tile[at.stage].flags, 0) };
+    at.next(w.a.stages);
+    return t;
+}
+
+/* The next tile for this warpgroup. If the warpgroups take turns that is the next but one. Else
+ * tiles that only the other one computes are given back at once, but for the unit's last. */
+template <int D>
+__device__ __forceinline__ tile_ref next_tile(const consumer<D> &w, ring &at, uint32_t peeked = 0)
+{
+    if (w.turns > 0)
+        skip_tile(w, at);
+    for (;; peeked = 0) {
+        const tile_ref t = take_tile(w, at, peeked);
+        if (w.turns > 0 || t.flags & (IDEFT_MINE << w.wg | IDEFT_LAST))
+            return t;
+        release(w.ctl, t.stage);
+    }
+}
+
+/* The first tile of a unit for this warpgroup. */
+template <int D>
+__device__ __forceinline__ tile_ref first_tile(const consumer<D> &w, ring &at)
+{
+    return w.turns > 0 && w.wg == 0 ? take_tile(w, at, 0) : next_tile(w, at);
+}
+
+/* Give back t, the last tile that this warpgroup computes, and pass over those of the other one
+ * that are left in the unit. */
+template <int D>
+__device__ __forceinline__ void leave_tiles(const consumer<D> &w, ring &at, tile_ref t)
+{
+    release(w.ctl, t.stage);
+    if (w.turns > 0) {
+        if ((w.turns - w.wg) % 2 == 0)
+            skip_tile(w, at);
+        return;
+    }
+    while (!(t.flags & IDEFT_LAST)) {
+        t = next_tile(w, at);
+        release(w.ctl, t.stage);
+    }
+}
+
+/* ---- from scores to weights ---- */
+
+/* Scores that a row does not see become -INFINITY. s: columns from `at` on of the tile. */
 template <bool GENERAL, int N>
-__device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta, uint32_t at, const rows_t &rows,
-                                            uint32_t window)
+__device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta, uint32_t at,
+                                            const thread_rows &rows, uint32_t window)
 {
     const uint32_t first_col = at + threadIdx.x % 4 * 2;
 #pragma unroll
@@ -143,7 +158,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const uint32_t first = w >> (16 * e) & 255, n = w >> (16 * e + 8) & 255;
-            const uint32_t until = GENERAL && window != 0 ? meta.pos[first_col + j * 8 + e] + window : ~0u;
+            const uint32_t until =
+                GENERAL && window != 0 ? meta.pos[first_col + j * 8 + e] + window : ~0u;
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows.query[r] - first >= n || (GENERAL && until <= rows.pos[r]))
@@ -152,11 +168,10 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta
     }
 }
 
-/* Scores to weights 2^(s - m), counted into d. m moves only when a score exceeds it by 2^8, so that
- * most tiles leave O alone: where it does, by[] is what O has to be multiplied by. Returns whether a
- * row of the warp moved. */
+/* Scores to weights 2^(s - m), added to d. by: what o has to be multiplied by; returns whether that
+ * is not 1 in all rows of the warp. */
 template <int D, bool GENERAL, int N>
-__device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2],
+__device__ __forceinline__ bool weigh(float (&s)[N], thread_state<D> &st, float (&by)[2],
                                       const ideft_cuda_attend_t &a)
 {
     float top[2], shift[2], sum[4] = { 0, 0, 0, 0 };
@@ -203,14 +218,26 @@ __device__ __forceinline__ bool weigh(float (&s)[N], state<D> &st, float (&by)[2
     return moves;
 }
 
-template <int D> __device__ __forceinline__ void scale_outputs(state<D> &st, const float (&by)[2])
+/* The same for a tile, its tokens from `token` on, masked where it needs to be. */
+template <int D, bool GENERAL, int N>
+__device__ __forceinline__ bool weights_of(const consumer<D> &w, const tile_ref &t, uint32_t token,
+                                           float (&s)[N], thread_state<D> &st, float (&by)[2])
+{
+    if ((t.flags & IDEFT_MASK << w.wg) || (GENERAL && w.a.window != 0))
+        mask_scores<GENERAL>(s, w.ctl.tile[t.stage], token, w.rows, w.a.window);
+    return weigh<D, GENERAL>(s, st, by, w.a);
+}
+
+template <int D>
+__device__ __forceinline__ void scale_outputs(thread_state<D> &st, const float (&by)[2])
 {
 #pragma unroll
     for (int i = 0; i < D / 2; i++)
         st.o[i] *= by[i / 2 % 2];
 }
 
-template <typename T, int N> __device__ __forceinline__ void pack_weights(uint32_t (&p)[N / 8][4], const float (&s)[N])
+template <typename T, int N>
+__device__ __forceinline__ void pack_weights(uint32_t (&p)[N / 8][4], const float (&s)[N])
 {
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
@@ -219,10 +246,107 @@ template <typename T, int N> __device__ __forceinline__ void pack_weights(uint32
             p[i][e] = pack<T>(s[i * 8 + e * 2], s[i * 8 + e * 2 + 1]);
 }
 
-/* Both warpgroups have states of the same rows: each gives the other half of its columns and joins
- * the other half's states, the first warpgroup's first. */
+/* ---- the tiles of a unit ---- */
+
+/* The warp's 16 rows of Q as operands. */
 template <int D>
-__device__ __forceinline__ void join_states(state<D> &st, control &ctl, float *space,
+__device__ __forceinline__ void load_q(uint32_t (&q)[D / 16][4], const unsigned char *tile,
+                                       uint32_t row)
+{
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < D / 16; s++)
+        load_matrices(q[s], smem_of(tile) +
+                                tile_chunk<D>(IDEFT_ROWS, row + lane % 16, s * 2 + lane / 16));
+}
+
+/* All tiles of a unit that this warpgroup computes, from t on; t becomes the last of them. The
+ * scores of the next tile are started before the values of this one, and run while this one's
+ * values are added; only o has to wait. In the first round there is no tile before: values of the
+ * first are added with weights of 0. */
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void consume_ahead(const consumer<D> &w, ring &at, thread_state<D> &st,
+                                              const uint32_t (&q)[D / 16][4], tile_ref &t)
+{
+    float s[32], by[2];
+    uint32_t p[4][4] = {};
+    tile_ref next = t;
+    for (bool first = true;; first = false) {
+        scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
+        add_values<T, D>(st.o, p, w.v(t.stage));
+        const uint32_t peeked = peek(w, at);
+        products_wait<1>();
+        settle(s);
+        if (first && w.stagger && w.wg == 0)
+            announce<named_barrier::STAGGER>();
+        const bool moves = weights_of<D, GENERAL>(w, next, 0, s, st, by);
+        products_wait<0>();
+        settle(st.o);
+        if (!first)
+            release(w.ctl, t.stage);
+        if (moves)
+            scale_outputs<D>(st, by);
+        pack_weights<T>(p, s);
+        t = next;
+        if (t.flags & IDEFT_FINAL << w.wg)
+            break;
+        next = next_tile(w, at, peeked);
+    }
+    add_values<T, D>(st.o, p, w.v(t.stage));
+    products_wait<0>();
+    settle(st.o);
+}
+
+/* The same, one tile after the other. */
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void consume_plain(const consumer<D> &w, ring &at, thread_state<D> &st,
+                                              const uint32_t (&q)[D / 16][4], tile_ref &t)
+{
+    float s[32], by[2];
+    uint32_t p[4][4];
+    for (;;) {
+        scores<T, D>(s, q, w.q_tile, w.first, w.k(t.stage));
+        products_wait<0>();
+        settle(s);
+        if (weights_of<D, GENERAL>(w, t, 0, s, st, by))
+            scale_outputs<D>(st, by);
+        pack_weights<T>(p, s);
+        add_values<T, D>(st.o, p, w.v(t.stage));
+        products_wait<0>();
+        settle(st.o);
+        if (t.flags & IDEFT_FINAL << w.wg)
+            return;
+        release(w.ctl, t.stage);
+        t = next_tile(w, at);
+    }
+}
+
+template <typename T, int D, bool GENERAL>
+__device__ __forceinline__ void consume_tiles(const consumer<D> &w, ring &at, thread_state<D> &st,
+                                              const uint32_t (&q)[D / 16][4])
+{
+    if (w.turns == 1 && w.wg == 1) {
+        skip_tile(w, at);
+        return;
+    }
+    tile_ref t = first_tile(w, at);
+    if (w.stagger && w.wg == 1)
+        meet<named_barrier::STAGGER>();
+    if (t.flags & IDEFT_MINE << w.wg) {
+        if constexpr (shape<D>::AHEAD)
+            consume_ahead<T, D, GENERAL>(w, at, st, q, t);
+        else
+            consume_plain<T, D, GENERAL>(w, at, st, q, t);
+    }
+    leave_tiles(w, at, t);
+}
+
+/* ---- the output of a unit ---- */
+
+/* Both warpgroups have states of the same rows. Each gives the other one half of its columns, and
+ * joins what both have of the half that it keeps: the first warpgroup's state, then the other's. */
+template <int D>
+__device__ __forceinline__ void join_warpgroups(thread_state<D> &st, control &ctl, float *space,
                                                 uint32_t wg)
 {
     const uint32_t t = threadIdx.x % 128, row = t / 32 * 16 + t % 32 / 4;
@@ -255,29 +379,17 @@ __device__ __forceinline__ void join_states(state<D> &st, control &ctl, float *s
     }
 }
 
-/* N chunks, from chunk `from` on, of the warp's 16 rows to where they belong. */
-template <int D, int N>
-__device__ __forceinline__ void store_rows(uint4 *const *place, const unsigned char *space, uint32_t from)
-{
-    constexpr uint32_t STEP = 32 / N; /* rows at a time */
-    const uint32_t lane = threadIdx.x % 32, chunk = from + lane % N;
-#pragma unroll 4
-    for (uint32_t r = lane / N; r < 16; r += STEP)
-        if ((STEP * N == 32 || lane < STEP * N) && place[r] != NULL)
-            place[r][chunk] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
-}
-
-/* Where a matrix row's output goes, NULL: nowhere, and what its O has to be multiplied by: outputs and
- * partials are both normalised, a partial has the log2 of its denominator beside it, which the one
- * thread that `notes` writes. */
+/* Where a matrix row's output goes, NULL: nowhere, and what its o has to be multiplied by. A row
+ * that is in this group alone goes to the caller's output, its sink taken in; others leave a
+ * normalised partial, with the log2_sum() beside it, which the thread with `notes` writes. */
 template <typename T> struct target {
     T *to;
     float by;
 };
 
 template <typename T, int D>
-__device__ __forceinline__ target<T> target_of(const ideft_cuda_attend_t &a, const unit_meta &unit, uint32_t row, float m,
-                                               float d, bool notes)
+__device__ __forceinline__ target<T> target_of(const ideft_cuda_attend_t &a, const unit_meta &unit,
+                                               uint32_t row, float m, float d, bool notes)
 {
     const uint32_t query = row * a.inverse >> 16, h = (unit.head - query) * a.G + row;
     const bool there = query < unit.n_rows;
@@ -296,234 +408,53 @@ __device__ __forceinline__ target<T> target_of(const ideft_cuda_attend_t &a, con
     return { there ? to : NULL, normaliser_fast({ m, d }, scale) };
 }
 
-/* The states of the warp's 16 rows, through shared memory, so that whole rows are written. `half`: -1
- * for all columns, or the half that this warpgroup has. */
+/* N chunks, from chunk `from` on, of the warp's 16 rows to their outputs. */
+template <int D, int N>
+__device__ __forceinline__ void store_rows(uint4 *const *outputs, const unsigned char *space,
+                                           uint32_t from)
+{
+    constexpr uint32_t STEP = 32 / N; /* rows at a time */
+    const uint32_t lane = threadIdx.x % 32, chunk = from + lane % N;
+#pragma unroll 4
+    for (uint32_t r = lane / N; r < 16; r += STEP)
+        if ((STEP * N == 32 || lane < STEP * N) && outputs[r] != NULL)
+            outputs[r][chunk] = *(const uint4 *)(space + tile_chunk<D>(16, r, chunk));
+}
+
+/* The outputs of the warp's 16 rows, arranged in shared memory so that whole rows are written.
+ * half: the half of the columns that this warpgroup has, -1: all. */
 template <typename T, int D>
-__device__ __forceinline__ void finish(const state<D> &st, const ideft_cuda_attend_t &a, control &ctl,
-                                       const unit_meta &unit, uint32_t first, unsigned char *space, int half)
+__device__ __forceinline__ void finish(const thread_state<D> &st, const ideft_cuda_attend_t &a,
+                                       control &ctl, const unit_meta &unit, uint32_t first,
+                                       unsigned char *space, int half)
 {
     constexpr uint32_t CHUNKS = D / 8;
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
-    uint4 **place = &ctl.place[warp * 16];
+    uint4 **outputs = &ctl.outputs[warp * 16];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const target<T> t = target_of<T, D>(a, unit, first + lane / 4 + 8 * r, st.m[r], st.d[r], quad == 0 && half <= 0);
+        const target<T> t = target_of<T, D>(a, unit, first + lane / 4 + 8 * r, st.m[r], st.d[r],
+                                            quad == 0 && half <= 0);
         if (quad == 0)
-            place[lane / 4 + 8 * r] = (uint4 *)t.to;
+            outputs[lane / 4 + 8 * r] = (uint4 *)t.to;
 #pragma unroll
         for (int j = 0; j < CHUNKS; j++)
             if (half < 0 || (j >= CHUNKS / 2) == half)
                 *(uint32_t *)(space + tile_chunk<D>(16, lane / 4 + 8 * r, j) + quad * 4) =
                     pack<T>(st.o[j * 4 + r * 2] * t.by, st.o[j * 4 + r * 2 + 1] * t.by);
     }
-    __syncwarp(); /* publishes rows and places */
+    __syncwarp(); /* publishes rows and where they go */
     if (half < 0)
-        store_rows<D, CHUNKS>(place, space, 0);
+        store_rows<D, CHUNKS>(outputs, space, 0);
     else
-        store_rows<D, CHUNKS / 2>(place, space, half * (CHUNKS / 2));
+        store_rows<D, CHUNKS / 2>(outputs, space, half * (CHUNKS / 2));
 }
 
-/* A tile that a warpgroup has got from the ring. */
-struct tile_ref {
-    uint32_t stage, flags;
-};
+/* ---- a unit ---- */
 
-/* Everything of a unit that its consumers share. */
-template <int D> struct work {
-    const ideft_cuda_attend_t &a;
-    control &ctl;
-    const unsigned char *stages;
-    unsigned char *q_tile;
-    uint32_t wg, first; /* matrix row of the warp's first */
-    uint32_t turns;     /* as in unit_meta */
-    bool apart;         /* both warpgroups have work of their own, and the first has a tile at once */
-    rows_t rows;
-
-    __device__ const unsigned char *k(uint32_t stage) const
-    {
-        return stages + (size_t)stage * 2 * shape<D>::KV_BYTES;
-    }
-    __device__ const unsigned char *v(uint32_t stage) const
-    {
-        return k(stage) + shape<D>::KV_BYTES;
-    }
-};
-
-/* A stage is free when every thread of both warpgroups has arrived. */
-__device__ __forceinline__ void release(control &ctl, uint32_t stage)
-{
-    mbarrier_arrive(&ctl.empty[stage]);
-}
-
-/* Past a tile of the other warpgroup, by turns. It has to be waited for: a barrier tells two phases from each
- * other, not three. */
-template <int D> __device__ __forceinline__ void skip_tile(const work<D> &w, ring &at)
-{
-    mbarrier_wait(&w.ctl.full[at.stage], at.parity);
-    release(w.ctl, at.stage);
-    at.next(w.a.stages);
-}
-
-/* The flags of the tile that is next in the ring, or by turns the next but one, with PEEKED if it is there
- * already: asked for while there is something else to wait for. */
-constexpr uint32_t PEEKED = 0x80000000u;
-
-template <int D> __device__ __forceinline__ uint32_t peek(const work<D> &w, ring at)
-{
-    uint32_t flags = 0;
-    bool there = true;
-    if (w.turns > 0) {
-        there = mbarrier_test(&w.ctl.full[at.stage], at.parity);
-        at.next(w.a.stages);
-    }
-    if (there && mbarrier_test(&w.ctl.full[at.stage], at.parity))
-        flags = w.ctl.tile[at.stage].flags | PEEKED; /* not before it is known to be there */
-    flags = __all_sync(~0u, flags != 0) ? flags : 0;
-    return __shfl_sync(~0u, flags, 0);
-}
-
-/* The tile that is next in the ring. */
-template <int D> __device__ __forceinline__ tile_ref take_tile(const work<D> &w, ring &at, uint32_t peeked)
-{
-    if (!(peeked & PEEKED))
-        mbarrier_wait(&w.ctl.full[at.stage], at.parity);
-#if IDEFT_HOPPER
-    if constexpr (!shape<D>::BOXES)
-        fence_async();
-#endif
-    /* through a shuffle, so that the compiler sees that a warp agrees */
-    const tile_ref t = { at.stage, peeked & PEEKED ? peeked : __shfl_sync(~0u, w.ctl.tile[at.stage].flags, 0) };
-    at.next(w.a.stages);
-    return t;
-}
-
-/* The next tile for this warpgroup: by turns the next but one; else those of the other alone go back at
- * once, unless it is the unit's last. */
-template <int D> __device__ __forceinline__ tile_ref next_tile(const work<D> &w, ring &at, uint32_t peeked = 0)
-{
-    if (w.turns > 0)
-        skip_tile(w, at);
-    for (;; peeked = 0) {
-        const tile_ref t = take_tile(w, at, peeked);
-        if (w.turns > 0 || t.flags & (IDEFT_MINE << w.wg | IDEFT_LAST))
-            return t;
-        release(w.ctl, t.stage);
-    }
-}
-
-/* The first of a unit. */
-template <int D> __device__ __forceinline__ tile_ref first_tile(const work<D> &w, ring &at)
-{
-    return w.turns > 0 && w.wg == 0 ? take_tile(w, at, 0) : next_tile(w, at);
-}
-
-/* Scores of a tile's tokens from `token` on to weights, counted; what O has to be multiplied by, and
- * whether it has to. */
-template <int D, bool GENERAL, int N>
-__device__ __forceinline__ bool weights_of(const work<D> &w, const tile_ref &t, uint32_t token, float (&s)[N], state<D> &st,
-                                           float (&by)[2])
-{
-    if ((t.flags & IDEFT_MASK << w.wg) || (GENERAL && w.a.window != 0))
-        mask_scores<GENERAL>(s, w.ctl.tile[t.stage], token, w.rows, w.a.window);
-    return weigh<D, GENERAL>(s, st, by, w.a);
-}
-
-/* The tiles of a unit that are this warpgroup's, from the first on; *t becomes the last. The scores
- * of the next tile are under way while values of this one are added and while its own weights are
- * computed: only O has to wait. The first time round there is no tile before: values of the first
- * itself are added with weights of 0. */
-template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ void consume_ahead(const work<D> &w, ring &at, state<D> &st, const uint32_t (&q)[D / 16][4],
-                                              tile_ref &t)
-{
-    float s[32], by[2];
-    uint32_t p[4][4] = {};
-    tile_ref next = t;
-    for (bool first = true;; first = false) {
-        scores<T, D>(s, q, w.q_tile, w.first, w.k(next.stage));
-        add_values<T, D>(st.o, p, w.v(t.stage));
-        const uint32_t peeked = peek(w, at);
-        products_wait<1>();
-        settle(s);
-        if (first && w.apart && w.wg == 0)
-            announce<named_barrier::STAGGER>();
-        const bool moves = weights_of<D, GENERAL>(w, next, 0, s, st, by);
-        products_wait<0>();
-        settle(st.o);
-        if (!first)
-            release(w.ctl, t.stage);
-        if (moves)
-            scale_outputs<D>(st, by);
-        pack_weights<T>(p, s);
-        t = next;
-        if (t.flags & IDEFT_FINAL << w.wg)
-            break;
-        next = next_tile(w, at, peeked);
-    }
-    add_values<T, D>(st.o, p, w.v(t.stage));
-    products_wait<0>();
-    settle(st.o);
-}
-
-/* The same, one tile after the other. */
-template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ void consume_plain(const work<D> &w, ring &at, state<D> &st, const uint32_t (&q)[D / 16][4],
-                                              tile_ref &t)
-{
-    float s[32], by[2];
-    uint32_t p[4][4];
-    for (;;) {
-        scores<T, D>(s, q, w.q_tile, w.first, w.k(t.stage));
-        products_wait<0>();
-        settle(s);
-        if (weights_of<D, GENERAL>(w, t, 0, s, st, by))
-            scale_outputs<D>(st, by);
-        pack_weights<T>(p, s);
-        add_values<T, D>(st.o, p, w.v(t.stage));
-        products_wait<0>();
-        settle(st.o);
-        if (t.flags & IDEFT_FINAL << w.wg)
-            return;
-        release(w.ctl, t.stage);
-        t = next_tile(w, at);
-    }
-}
-
-/* Behind t, which has been the last that is this warpgroup's: those of the other. */
-template <int D> __device__ __forceinline__ void leave_tiles(const work<D> &w, ring &at, tile_ref t)
-{
-    release(w.ctl, t.stage);
-    if (w.turns > 0) {
-        if ((w.turns - w.wg) % 2 == 0)
-            skip_tile(w, at);
-        return;
-    }
-    while (!(t.flags & IDEFT_LAST)) {
-        t = next_tile(w, at);
-        release(w.ctl, t.stage);
-    }
-}
-
-template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ void consume_tiles(const work<D> &w, ring &at, state<D> &st, const uint32_t (&q)[D / 16][4])
-{
-    if (w.turns == 1 && w.wg == 1) {
-        skip_tile(w, at);
-        return;
-    }
-    tile_ref t = first_tile(w, at);
-    if (w.apart && w.wg == 1)
-        meet<named_barrier::STAGGER>();
-    if (t.flags & IDEFT_MINE << w.wg) {
-        if constexpr (shape<D>::AHEAD)
-            consume_ahead<T, D, GENERAL>(w, at, st, q, t);
-        else
-            consume_plain<T, D, GENERAL>(w, at, st, q, t);
-    }
-    leave_tiles(w, at, t);
-}
-
-template <int D> __device__ __forceinline__ void begin_unit(work<D> &w, state<D> &st, const unit_meta &unit)
+template <int D>
+__device__ __forceinline__ void begin_unit(consumer<D> &w, thread_state<D> &st,
+                                           const unit_meta &unit)
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -537,8 +468,8 @@ template <int D> __device__ __forceinline__ void begin_unit(work<D> &w, state<D>
         st.o[i] = 0;
 }
 
-/* The threads' shares of d. */
-template <int D> __device__ __forceinline__ void end_unit(state<D> &st)
+/* From a thread's shares of d to the row's. */
+template <int D> __device__ __forceinline__ void end_unit(thread_state<D> &st)
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -549,24 +480,27 @@ template <int D> __device__ __forceinline__ void end_unit(state<D> &st)
 
 /* One unit, from its first tile to its output. */
 template <typename T, int D, bool GENERAL>
-__device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, control &ctl, const unsigned char *stages,
-                                             unsigned char *q_tile, const unit_meta &unit, ring &at, uint32_t wg)
+__device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, control &ctl,
+                                             const unsigned char *stages, unsigned char *q_tile,
+                                             const unit_meta &unit, ring &at, uint32_t wg)
 {
     const uint32_t warp = threadIdx.x / 32 % 4;
     const bool turns = unit.turns() > 0;
     const uint32_t first = warp * 16 + (turns ? 0 : wg * 64);
-    work<D> w = { a, ctl, stages, q_tile, wg, first, unit.turns(), shape<D>::AHEAD && unit.kind() == IDEFT_SHARE_BOTH, {} };
+    consumer<D> w = { a, ctl, stages, q_tile, wg, first, unit.turns(),
+                      shape<D>::AHEAD && unit.kind() == IDEFT_SHARE_BOTH, {} };
     uint32_t q[D / 16][4];
-    state<D> st;
+    thread_state<D> st;
     begin_unit<D>(w, st, unit);
     if constexpr (Q_IN_REGISTERS<D>)
         load_q<D>(q, q_tile, first);
     consume_tiles<T, D, GENERAL>(w, at, st, q);
     end_unit<D>(st);
     if (turns)
-        join_states<D>(st, ctl, (float *)q_tile, wg);
-    meet<named_barrier::CONSUMERS>(); /* nobody reads Q or what was joined any more: its place is free */
-    finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2), turns ? (int)wg : -1);
+        join_warpgroups<D>(st, ctl, (float *)q_tile, wg);
+    meet<named_barrier::CONSUMERS>(); /* nobody reads Q, or what was joined, any more */
+    finish<T, D>(st, a, ctl, unit, first, q_tile + (wg * 4 + warp) * (16 * D * 2),
+                 turns ? (int)wg : -1);
 }
 
 } // namespace

@@ -150,17 +150,22 @@ typedef struct ideft_cuda_move {
 /* The head dims that kernels are compiled for. */
 #define IDEFT_CUDA_DIMS(XX) XX(64) XX(80) XX(96) XX(128) XX(256)
 
-/* What of the kernel for this type and head dim the loaded code needs. */
+/* The attention kernel for a type and head dim, and how the code of it that runs wants to be
+ * launched. A kernel is in the library as code for several architectures, and the driver chooses.
+ * */
 typedef struct ideft_cuda_kernel {
     const void *function;
-    uint32_t threads;
-    size_t stage_bytes, q_bytes, fixed_bytes; /* of shared memory */
+    const char *arch; /* the code's: "sm_90a" or "sm_80" */
+    uint32_t threads; /* of a block */
+    int boxes;        /* whether it uses the maps of ideft_cuda_attend_t */
+    size_t stage_bytes, q_bytes, fixed_bytes; /* of shared memory: a stage, a Q, the rest */
 } ideft_cuda_kernel_t;
 
-/* function is NULL for an unknown D. general: with windows or a soft cap. hopper: the device runs
- * sm_90a code. */
-ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int general, int hopper);
-ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int general, int hopper);
+/* function is NULL for an unknown D. general: with windows or a soft cap. max_threads: the
+ * maxThreadsPerBlock that CUDA tells of `function`, which is how the host learns which code the
+ * driver has chosen; 0 before that is known: all but `function` may change then. */
+ideft_cuda_kernel_t ideft_cuda_kernel_f16(uint32_t D, int general, uint32_t max_threads);
+ideft_cuda_kernel_t ideft_cuda_kernel_bf16(uint32_t D, int general, uint32_t max_threads);
 const void *ideft_cuda_merge_function(uint32_t D, int bf16);
 const void *ideft_cuda_write_function(int bf16);
 const void *ideft_cuda_move_function(void);

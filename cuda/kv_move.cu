@@ -4,8 +4,9 @@
 
 namespace {
 
-/* Grid: heads of all layers' K and V, times what a token has of IDEFT_MOVE_CHUNKS. Block: 256. Chunk c of
- * all tokens is read before one is written: slots may be in both lists. */
+/* Grid: planes (a KV head's K or V of a layer), each by as many blocks as a token has pieces of
+ * IDEFT_MOVE_CHUNKS. Block: 256. A block reads its piece of all tokens before it writes one: a slot
+ * may be in both lists. */
 __global__ void __launch_bounds__(256) ideft_move_kernel(const ideft_cuda_move_t a)
 {
     __shared__ uint4 kept[IDEFT_MOVE_TOKENS * IDEFT_MOVE_CHUNKS];
@@ -15,11 +16,13 @@ __global__ void __launch_bounds__(256) ideft_move_kernel(const ideft_cuda_move_t
     wait_for_kernel_before();
     for (uint32_t i = threadIdx.x; i < n; i += 256)
         if (first + i % IDEFT_MOVE_CHUNKS < chunks)
-            kept[i] = plane[(size_t)a.from[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS];
-    __syncthreads();
+            kept[i] = plane[(size_t)a.from[i / IDEFT_MOVE_CHUNKS] * chunks + first +
+                            i % IDEFT_MOVE_CHUNKS];
+    __syncthreads(); /* publishes `kept` */
     for (uint32_t i = threadIdx.x; i < n; i += 256)
         if (first + i % IDEFT_MOVE_CHUNKS < chunks)
-            plane[(size_t)a.to[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS] = kept[i];
+            plane[(size_t)a.to[i / IDEFT_MOVE_CHUNKS] * chunks + first + i % IDEFT_MOVE_CHUNKS] =
+                kept[i];
 }
 
 } // namespace

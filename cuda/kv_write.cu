@@ -4,7 +4,7 @@
 
 namespace {
 
-/* Has one of the eight 16-bit elements all exponent bits set? */
+/* Whether one of the eight 16-bit elements is infinite or a NaN: all exponent bits are set. */
 template <typename T> __device__ __forceinline__ bool not_finite(const uint4 &x)
 {
     constexpr uint32_t e = is_half<T> ? 0x7c007c00u : 0x7f807f80u;
@@ -14,8 +14,9 @@ template <typename T> __device__ __forceinline__ bool not_finite(const uint4 &x)
     return bad;
 }
 
-/* Grid: any. Block: 256. A thread moves 16 bytes of K and of V. A V that is not finite would reach rows
- * that do not see it, because the matrix unit multiplies it by their weight of 0. So it is kept as a
+/* Grid: any; the sizes are read from the image, so that a launch is the same for every plan.
+ * Block: 256. A thread moves 16 bytes of K and of V. A V that is not finite would reach rows that
+ * do not see it, because the matrix unit multiplies it by their weight of 0. So it is kept as a
  * NaN in K, where a mask can stop it: rows that see the token become NaN, and no others. */
 template <typename T>
 __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write_t a)
@@ -31,7 +32,8 @@ __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write
         const uint32_t h = rest / chunks, c = rest % chunks;
         const uint2 place = __ldg((const uint2 *)&places[r]); /* token, slot */
         const size_t from = (size_t)place.x * row_chunks + rest;
-        const size_t to = (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) + c;
+        const size_t to =
+            (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) + c;
         uint4 k = __ldg((const uint4 *)a.k + from), v = __ldg((const uint4 *)a.v + from);
         if (not_finite<T>(v)) {
             k = make_uint4(~0u, ~0u, ~0u, ~0u);
@@ -46,5 +48,6 @@ __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write
 
 extern "C" const void *ideft_cuda_write_function(int bf16)
 {
-    return bf16 ? (const void *)ideft_write_kernel<__nv_bfloat16> : (const void *)ideft_write_kernel<__half>;
+    return bf16 ? (const void *)ideft_write_kernel<__nv_bfloat16>
+                : (const void *)ideft_write_kernel<__half>;
 }

@@ -12,14 +12,16 @@ am__v_NVCC_0 = @echo "  NVCC    " $@;
 am__v_NVCC_1 =
 
 .cu.lo:
-	$(AM_V_NVCC)$(MKDIR_P) $(@D) && $(LIBTOOL) $(AM_V_lt) --tag=CC --mode=compile $(cuda_nvcc) -c -o $@ $<
+	$(AM_V_NVCC)$(MKDIR_P) $(@D) && \
+	$(LIBTOOL) $(AM_V_lt) --tag=CC --mode=compile $(cuda_nvcc) -c -o $@ $<
 
-cuda_host_sources = cuda/cuda_backend.c cuda/cuda_util.c cuda/cuda_util.h cuda/image.c cuda/image.h cuda/kernels.h
+cuda_host_sources = cuda/cuda_backend.c cuda/cuda_util.c cuda/cuda_util.h cuda/image.c \
+	cuda/image.h cuda/kernels.h
 cuda_device_sources = cuda/attend_bf16.cu cuda/attend_f16.cu cuda/kv_move.cu cuda/kv_write.cu \
 	cuda/merge.cu
-cuda_device_headers = cuda/arch.cuh cuda/attend.cuh cuda/block.cuh cuda/consume.cuh \
-	cuda/named_barrier.cuh cuda/narrow.cuh cuda/produce.cuh cuda/ptx.cuh \
-	cuda/state.cuh cuda/tile.cuh
+cuda_device_headers = cuda/arch.cuh cuda/attend.cuh cuda/consume.cuh cuda/copy_boxes.cuh \
+	cuda/copy_rows.cuh cuda/metadata.cuh cuda/named_barrier.cuh cuda/narrow.cuh cuda/produce.cuh \
+	cuda/ptx.cuh cuda/shared_memory.cuh cuda/sm80.cuh cuda/sm90.cuh cuda/state.cuh cuda/tile.cuh
 EXTRA_DIST += $(cuda_device_headers) cuda/README.md config/nvcc_wrap.sh
 
 if HAVE_CUDA
