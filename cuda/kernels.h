@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What host and device share: the image of a plan in device memory, arguments of the kernels and
- * their launchers. C and CUDA C++; no CUDA header is needed.
+/* What host and device share: the image of a plan in device memory, the arguments of the kernels,
+ * and where their functions are. C and CUDA C++; no CUDA header is needed.
  *
  * An image is one block of bytes, uploaded by one copy from pinned memory:
  *
@@ -14,11 +14,14 @@
  *   part_begin  uint32 [n_rows + 1], partials of row r: part_list[part_begin[r] ...]
  *   part_list   uint32 [...]
  *
- * A unit of work is (record, KV head): unit u is record u / Hkv and head u % Hkv, so that a block
- * knows its first record before it has read anything. by_head, where narrow records read the same KV, it is
- * record u % n_records and head u / n_records: blocks that ask for the same at a time share a request.
- * Rows here are query rows in the order of the plan; a record's matrix has G of them each, one a query
- * head: matrix row i is query row i / G. */
+ * A unit of work is a record and a KV head. Normally unit u is record u / Hkv and head u % Hkv: a
+ * block knows its first record before it has read anything, and the dearest records come first.
+ * With by_head, it is record u % n_records and head u / n_records: units with the same head run at
+ * the same time. That is used where records of few rows read the same KV, because blocks that ask
+ * for the same lines at about the same time share the requests.
+ *
+ * Rows in an image are query rows, in the order of the plan. A record's matrix has G rows for each
+ * of them, one a query head: matrix row i is of query row i / G. */
 #ifndef IDEFT_CUDA_KERNELS_H
 #define IDEFT_CUDA_KERNELS_H
 
@@ -33,59 +36,68 @@ extern "C" {
 
 #define IDEFT_TILE 64        /* tokens of a tile, columns of its scores */
 #define IDEFT_ROWS 128       /* matrix rows of a record: two warpgroups of 64 */
-#define IDEFT_NARROW_ROWS 16 /* matrix rows of a narrow one at most, */
-#define IDEFT_NARROW_DIM 128 /* and its head dim: operands are kept in registers */
-#define IDEFT_TILE_COPIES 32 /* runs that a tile is made of, at most: a lane each */
-#define IDEFT_INLINE 8       /* copies of the first tile that a record carries itself */
+#define IDEFT_NARROW_ROWS 16 /* a narrow record (narrow.cuh) has at most so many matrix rows, */
+#define IDEFT_NARROW_DIM 128 /* and this head dim: operands are kept in registers */
+#define IDEFT_TILE_COPIES 32 /* a tile has at most so many copies: a lane each */
+#define IDEFT_INLINE 8       /* so many copies of its first tile are in a record itself */
 
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_head {
     uint32_t n_units, n_rows, n_records, n_parts;
     uint32_t copies, places, part_begin, part_list; /* bytes from the start of the image */
-    uint32_t by_head; /* order of the units */
+    uint32_t by_head; /* whether units go head by head (above) */
     uint32_t pad[23];
 } ideft_cuda_head_t;
 
-/* A run, or part of one, in a tile. Query row r of the record sees column c of the copy (counted
- * from 0) iff lo + max(0, c - edge) <= r < hi: rows of the node itself see no later token. */
+/* Tokens of one run that stand side by side in a tile. Query row r of the record sees column c of
+ * the copy (from 0) iff lo + max(0, c - edge) <= r < hi: of rows that belong to the same node as
+ * the tokens, each sees one token more than the row before. */
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
     uint32_t slot, pos; /* of its first token */
-    uint8_t at, n;      /* first column, with IDEFT_STREAM; columns */
+    uint8_t at, n;      /* first column in the tile, with IDEFT_STREAM; columns */
     uint8_t lo, hi;
     uint8_t edge;
-    uint8_t count;      /* in the first copy of a tile: its copies, */
-    uint8_t used;       /* its columns */
+    uint8_t count;      /* in the first copy of a tile: the tile's copies, */
+    uint8_t used;       /* its columns in use */
     uint8_t flags;      /* and IDEFT_MINE ... */
 } ideft_cuda_copy_t;
 
-#define IDEFT_STREAM 128u /* in a copy's `at`: no other record reads it, it may leave the L2 first */
+/* In a copy's `at`: no other record reads these tokens, they may leave the L2 first. */
+#define IDEFT_STREAM 128u
 
-#define IDEFT_MINE 1u  /* << warpgroup: this one computes the tile */
-#define IDEFT_MASK 4u  /* << warpgroup: and some of its rows do not see all of it */
-#define IDEFT_FINAL 16u /* << warpgroup: no later tile of the unit is its */
-#define IDEFT_LAST 64u /* no tile of the unit follows */
-#define IDEFT_DENSE 128u /* in every copy: their slots follow each other, the first fetches all in its way */
+/* Flags of a tile, in its first copy. Those of a warpgroup are shifted by its number. */
+#define IDEFT_MINE 1u   /* << warpgroup: it computes this tile */
+#define IDEFT_MASK 4u   /* << warpgroup: some of its rows do not see all of the tile */
+#define IDEFT_FINAL 16u /* << warpgroup: it computes no later tile of the unit */
+#define IDEFT_LAST 64u  /* the unit has no later tile */
 
-#define IDEFT_DIRECT 0x80000000u /* in a row's token: it is in this group alone */
+/* Also a flag, in every copy of a tile: all slots of the tile follow each other, and whoever brings
+ * the tile may bring it as one run that begins at the first copy's slot. */
+#define IDEFT_DENSE 128u
+
+/* In a row's token: no other group has this row, its output is written at once. */
+#define IDEFT_DIRECT 0x80000000u
 
 typedef struct ideft_cuda_row {
     uint32_t token, pos; /* index in q and o, with IDEFT_DIRECT; path position */
 } ideft_cuda_row_t;
 
+/* How the two warpgroups share the work of a unit. */
 enum {
-    IDEFT_SHARE_ROWS = 0,  /* 64 matrix rows each */
-    IDEFT_SHARE_TILES = 1, /* at most 64 matrix rows, the warpgroups take tiles by turns */
-    IDEFT_SHARE_BOTH = 2,  /* as ROWS, and both see the first tile */
-    IDEFT_SHARE_TOKENS = 3 /* as TILES, and narrow: a warp has 16 tokens of a tile */
+    IDEFT_SHARE_ROWS = 0,  /* each has 64 of the matrix rows, and the tiles that these see */
+    IDEFT_SHARE_TILES = 1, /* both have all rows, 64 at most, and take turns at the tiles */
+    IDEFT_SHARE_BOTH = 2,  /* as ROWS, and the first tile is seen by rows of both */
+    IDEFT_SHARE_TOKENS = 3 /* as TILES, in a narrow record: each warp has 16 tokens of a tile */
 };
 
-/* Followed by [rows_max] ideft_cuda_row_t, rows_max = IDEFT_ROWS / G, then [IDEFT_INLINE] copies. */
+/* Followed by [IDEFT_ROWS / G] ideft_cuda_row_t, then [IDEFT_INLINE] ideft_cuda_copy_t. */
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_record {
     uint32_t copy;   /* index of its first copy */
     uint32_t n_rows; /* query rows */
     uint32_t part;   /* number of the partial of its first row */
-    uint32_t share;  /* IDEFT_SHARE_..., where tiles are taken by turns + 4 * their number */
+    uint32_t share;  /* IDEFT_SHARE_..., + 4 * the number of tiles where they take turns */
 } ideft_cuda_record_t;
 
+/* Where a row's K and V come from and go to: index in k and v, slot in the arena. */
 typedef struct ideft_cuda_place {
     uint32_t token, slot;
 } ideft_cuda_place_t;
@@ -96,10 +108,10 @@ typedef struct IDEFT_ALIGNAS(64) ideft_cuda_map {
 } ideft_cuda_map_t;
 
 #define IDEFT_Q_BOXES 8 /* boxes of 1, 2, 4, ..., 128 query rows of a KV head in q */
-#define IDEFT_BOXES 7 /* boxes of 1, 2, 4, ..., 32 tokens of a panel, and a tile of all panels */
+#define IDEFT_BOXES 7   /* boxes of 1, 2, 4, ..., 32 tokens of a panel, and a tile of all panels */
 
-/* Arguments of the attention kernel; the maps first, because of their alignment. They are used on
- * Hopper for D that is a multiple of 64. */
+/* Arguments of the attention kernel; the maps first, because of their alignment. They are needed
+ * where ideft_cuda_kernel_t says boxes. */
 typedef struct ideft_cuda_attend {
     ideft_cuda_map_t box[IDEFT_BOXES], q_box[IDEFT_Q_BOXES];
     const unsigned char *image, *records;
@@ -107,7 +119,7 @@ typedef struct ideft_cuda_attend {
     const void *q;     /* [n_rows][H][D] in the caller's order */
     void *o;
     void *part_o;    /* [n_parts][H][D] outputs of partial attention, as o */
-    float *part_lse; /* [n_parts][H] log2 of their denominators, with the maximum in */
+    float *part_lse; /* [n_parts][H] log2 of the sum of their 2^score, -INFINITY: empty */
     const float *sinks; /* [H] in units of log2, or NULL */
     size_t plane;       /* elements of a head's plane */
     uint32_t record_bytes;
@@ -138,7 +150,7 @@ typedef struct ideft_cuda_write {
 } ideft_cuda_write_t;
 
 #define IDEFT_MOVE_TOKENS 128 /* at most */
-#define IDEFT_MOVE_CHUNKS 8   /* of 16 bytes, of each token: what a block moves */
+#define IDEFT_MOVE_CHUNKS 8   /* chunks of 16 bytes of each token that a block moves */
 
 typedef struct ideft_cuda_move {
     void *arena;
@@ -151,8 +163,7 @@ typedef struct ideft_cuda_move {
 #define IDEFT_CUDA_DIMS(XX) XX(64) XX(80) XX(96) XX(128) XX(256)
 
 /* The attention kernel for a type and head dim, and how the code of it that runs wants to be
- * launched. A kernel is in the library as code for several architectures, and the driver chooses.
- * */
+ * launched. The library has each kernel as code for several architectures; the driver chooses. */
 typedef struct ideft_cuda_kernel {
     const void *function;
     const char *arch; /* the code's: "sm_90a" or "sm_80" */
