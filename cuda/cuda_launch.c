@@ -75,7 +75,8 @@ deft_status_t ideft_cuda_load(cuda_device_t *cuda)
 
 deft_status_t ideft_cuda_capturing(cuda_device_t *cuda, bool *capturing_p)
 {
-    enum cudaStreamCaptureStatus status;
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    *capturing_p = false;
     IDEFT_CUDA(cuda, cudaStreamIsCapturing(cuda->stream, &status));
     *capturing_p = status != cudaStreamCaptureStatusNone;
     return DEFT_OK;

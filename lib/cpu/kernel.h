@@ -20,7 +20,7 @@ typedef struct ideft_attn {
     const float *q;             /* [n_row][H][D] in the caller's order */
     float *o;
     float *part;                /* [n_parts][H][D + 16] */
-    const ideft_stop_t *stop;   /* looked at between rows by kernels that are slow; may be NULL */
+    const ideft_stop_t *stop;   /* looked at between tiles of rows; may be NULL */
 } ideft_attn_t;
 
 typedef void (*ideft_group_fn)(const ideft_attn_t *attn, uint32_t group, uint32_t head, void *scratch);

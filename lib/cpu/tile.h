@@ -701,7 +701,7 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
                  .D = g->D,
                  .type = g->format.element };
     const uint32_t step = ideft_max(1, TILE_ROWS / g->G);
-    for (uint32_t row = group->row_begin; row < group->row_end; row += step) {
+    for (uint32_t row = group->row_begin; row < group->row_end && !ideft_stops(attn->stop); row += step) {
         w.row0 = row;
         w.rows = ideft_min(step, group->row_end - row);
         load_rows(&w, head);

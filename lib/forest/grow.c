@@ -16,15 +16,16 @@ static void drop_kids(deft_tree_t *tree, uint32_t parent, size_t n)
     }
 }
 
-/* n children of `parent`, after those that it has; room was made. All or none. */
-static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, size_t n)
+/* n children of `parent`, after those that it has, with clones of the state of `like`; room was made.
+ * All or none. */
+static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, uint32_t like, size_t n)
 {
     ideft_forest_t *forest = tree->forest;
     const ideft_node_t *up = ideft_node(forest, parent);
     const uint32_t start = up->start + ideft_node_len(up);
     for (size_t i = 0; i < n; i++) {
         uint32_t kid;
-        const deft_status_t status = ideft_node_new(tree, start, parent, &kid);
+        const deft_status_t status = ideft_node_new(tree, start, like, &kid);
         if (status != DEFT_OK) {
             drop_kids(tree, parent, i);
             return status;
@@ -45,7 +46,7 @@ static void list_kids(const ideft_forest_t *forest, uint32_t parent, size_t n, d
 deft_status_t ideft_tree_fork(deft_tree_t *tree, uint32_t index, size_t n, deft_node_t *kids)
 {
     IDEFT_TRY(ideft_nodes_reserve(tree->forest, n));
-    IDEFT_TRY(make_kids(tree, index, n));
+    IDEFT_TRY(make_kids(tree, index, index, n));
     list_kids(tree->forest, index, n, kids);
     tree->forest->topology++;
     return DEFT_OK;
@@ -87,7 +88,7 @@ deft_status_t ideft_tree_fork_at(deft_tree_t *tree, uint32_t index, uint32_t off
     ideft_node(forest, tail)->runs = room;
     /* The children are made as those of the tail, so that they need no list of their own, and move up
      * once nothing can fail. */
-    IDEFT_TRY_GOTO(make_kids(tree, tail, n), status, err_free_tail);
+    IDEFT_TRY_GOTO(make_kids(tree, tail, index, n), status, err_free_tail);
     const uint32_t first = ideft_node(forest, tail)->first_child;
     ideft_node(forest, tail)->first_child = ideft_node(forest, tail)->last_child = 0;
     ideft_node(forest, tail)->n_children = 0;

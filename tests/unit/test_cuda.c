@@ -354,7 +354,7 @@ static void bounds(void)
     pass_init(&p, &cfg, 6);
     t = world_tree(p.w);
     T_OK(s_append(p.w, t, t->root, 20, NULL));
-    T_STATUS(deft_cuda_replayed(NULL), DEFT_ERR_INVAL);
+    T_STATUS(deft_cuda_replayed((deft_step_t)DEFT_STEP_INIT), DEFT_ERR_INVAL);
     T_OK(world_begin(p.w, NULL, 0, 0, &ss));
     T_STATUS(deft_cuda_replayed(ss.step), DEFT_ERR_STATE); /* nothing is captured */
     T_STATUS(deft_cuda_reserve(p.w->ctx, 10, 10), DEFT_ERR_BUSY);
@@ -369,13 +369,24 @@ static void bounds(void)
     T_OK(s_append(p.w, t, t->root, 3000, NULL));
     deft_tree_t *const trees[1] = { t->tree };
     T_UNCHANGED(p.w->ctx, trees, 1, deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_LIMIT, DEFT_ERR_LIMIT);
-    T_CHECK(step == NULL && strstr(deft_last_error(p.w->ctx), "capture again") != NULL, "%s",
+    T_CHECK(step.ctx == NULL && strstr(deft_last_error(p.w->ctx), "capture again") != NULL, "%s",
             deft_last_error(p.w->ctx));
     T_STATUS(deft_cuda_reserve(p.w->ctx, 0, 1), DEFT_ERR_INVAL);
     T_OK(deft_cuda_reserve(p.w->ctx, 3000, 10));
     T_OK(deft_step_begin(p.w->ctx, NULL, 0, 0, &step));
     T_STATUS(deft_cuda_replayed(step), DEFT_ERR_STATE); /* what was captured is void */
     deft_step_abandon(step);
+
+    /* a cancelled step is refused from the next call on; what is in the stream runs out */
+    const deft_rows_t some = { t->tree, t->root->h, 10 };
+    T_OK(deft_step_begin(p.w->ctx, &some, 1, 0, &step));
+    T_OK(deft_step_write(step, 0, p.k[0], p.v[0]));
+    deft_step_cancel(step);
+    T_STATUS(deft_step_attend(step, 0, p.q[0], p.o[0]), DEFT_ERR_CANCELLED);
+    T_STATUS(deft_cuda_written(step, 1), DEFT_ERR_CANCELLED);
+    T_STATUS(deft_step_end(step), DEFT_ERR_CANCELLED);
+    deft_step_abandon(step);
+    T_STATUS(deft_cuda_written(step, 1), DEFT_ERR_STALE);
 
     /* a plan is uploaded for every step, and tokens are moved once, so not in a capture */
     cudaGraph_t graph;
@@ -385,7 +396,8 @@ static void bounds(void)
     }
     GPU(cudaStreamBeginCapture(p.stream, cudaStreamCaptureModeThreadLocal));
     T_STATUS(deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_STATE);
-    T_UNCHANGED(p.w->ctx, trees, 1, deft_tree_defrag(apart[0]->tree, apart[0]->root->h), DEFT_ERR_STATE, DEFT_ERR_STATE);
+    T_UNCHANGED(p.w->ctx, trees, 1, deft_tree_compact(apart[0]->tree, apart[0]->root->h, 0, DEFT_COMPACT_CHAINS, NULL),
+                DEFT_ERR_STATE, DEFT_ERR_STATE);
     GPU(cudaStreamEndCapture(p.stream, &graph));
     GPU(cudaGraphDestroy(graph));
     GPU(cudaGraphExecDestroy(exec));
@@ -486,7 +498,7 @@ static void own_write(void)
         T_CHECK(slots[r] < view.pool_tokens, "row %zu: slot %u of %zu", r, slots[r], view.pool_tokens);
     }
     poison(&p);
-    T_STATUS(deft_cuda_written(NULL, 0), DEFT_ERR_INVAL);
+    T_STATUS(deft_cuda_written((deft_step_t)DEFT_STEP_INIT, 0), DEFT_ERR_INVAL);
     T_STATUS(deft_cuda_written(ss.step, LAYERS), DEFT_ERR_INVAL);
     T_STATUS(deft_cuda_written(ss.step, UINT32_MAX), DEFT_ERR_INVAL);
     for (uint32_t l = 0; l < LAYERS; l++) {
@@ -637,7 +649,7 @@ static void lost(void)
     T_STATUS(deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_DEVICE);
     T_STATUS(deft_cuda_reserve(p.w->ctx, 10, 10), DEFT_ERR_DEVICE);
     T_OK(deft_tree_check(t->tree)); /* the host's side is whole */
-    ss.step = NULL;
+    ss.step = (deft_step_t)DEFT_STEP_INIT;
     sstep_free(&ss);
     world_free(p.w); /* and goes without a leak */
     free(p.a);
