@@ -62,15 +62,15 @@ __device__ __forceinline__ lane_state<D> sum_slice(const ideft_cuda_merge_t &a, 
 template <int D>
 __device__ __forceinline__ void join_slice(lane_state<D> &all, const lane_state<D> &more)
 {
-    const joined j = join<GUARD_BASE>(more.sum, all.sum);
+    const joined j = join<GUARD_BASE>(all.sum, more.sum);
     all.sum = j.sum;
 #pragma unroll
     for (int c = 0; c < lane_state<D>::COLUMNS; c++) {
-        const float4 y = more.o[c], z = all.o[c];
-        all.o[c] = make_float4(weighted(j.by[1], z.x, j.by[0], y.x),
-                               weighted(j.by[1], z.y, j.by[0], y.y),
-                               weighted(j.by[1], z.z, j.by[0], y.z),
-                               weighted(j.by[1], z.w, j.by[0], y.w));
+        const float4 x = all.o[c], y = more.o[c];
+        all.o[c] = make_float4(weighted(j.by[0], x.x, j.by[1], y.x),
+                               weighted(j.by[0], x.y, j.by[1], y.y),
+                               weighted(j.by[0], x.z, j.by[1], y.z),
+                               weighted(j.by[0], x.w, j.by[1], y.w));
     }
 }
 

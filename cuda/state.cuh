@@ -91,7 +91,9 @@ struct joined {
     float by[2];
 };
 
-/* The guard is chosen for speed: the merge kernel spills registers with GUARD_EACH. */
+/* What differs between the attention and the merge kernel: the guard, because the merge kernel
+ * spills registers with the other, and which product of d is rounded before they are added, which
+ * is part of the bits of a result. */
 enum guard { GUARD_EACH, GUARD_BASE };
 
 template <guard G> __device__ __forceinline__ joined join(row_sum x, row_sum y)
@@ -101,7 +103,8 @@ template <guard G> __device__ __forceinline__ joined join(row_sum x, row_sum y)
     const float to = G == GUARD_BASE ? base_of(j.sum.m) : j.sum.m;
     j.by[0] = G == GUARD_BASE ? rebased(x.m, to) : weight(x.m, to);
     j.by[1] = G == GUARD_BASE ? rebased(y.m, to) : weight(y.m, to);
-    j.sum.d = weighted(j.by[1], y.d, j.by[0], x.d);
+    j.sum.d = G == GUARD_BASE ? weighted(j.by[0], x.d, j.by[1], y.d)
+                              : weighted(j.by[1], y.d, j.by[0], x.d);
     return j;
 }
 
