@@ -10,21 +10,14 @@
 
 /* ---- chains ------------------------------------------------------------------------------------ */
 
-/* Can a node be joined to its parent? The parent has no other child, is not `top`, and between the
- * slots of both no evicted token lies. */
-static bool joins_up(const ideft_forest_t *forest, uint32_t top, uint32_t index)
+/* Can the parent of a node become part of it? It has no other child, is not `top`, and if tokens of the
+ * node were evicted (`gone`) it has no slots: they would lie before the gap. */
+static bool joins_up(const ideft_forest_t *forest, uint32_t top, uint32_t index, bool gone)
 {
-    const ideft_node_t *node = ideft_node(forest, index);
-    const ideft_node_t *up = ideft_node(forest, node->parent);
-    return index != top && node->parent != top && up->n_children == 1 &&
-           (node->gone == 0 || ideft_runs_len(&up->runs) == 0);
-}
-
-/* Does a chain end at this node: does no child join it? */
-static bool ends_chain(const ideft_forest_t *forest, uint32_t top, uint32_t index)
-{
-    const uint32_t kid = ideft_node(forest, index)->first_child;
-    return kid == 0 || !joins_up(forest, top, kid);
+    const uint32_t parent = ideft_node(forest, index)->parent;
+    const ideft_node_t *up = ideft_node(forest, parent);
+    return index != top && parent != top && up->n_children == 1 &&
+           (!gone || ideft_runs_len(&up->runs) == 0);
 }
 
 /* A node takes the place of its parent in the tree, and counts the parent's tokens as its first. */
@@ -59,14 +52,29 @@ static void replace_parent(deft_tree_t *tree, uint32_t index)
     up->first_child = up->last_child = up->n_children = 0;
 }
 
-/* The node takes over everything of the nodes above it that join. `n`: runs of all of them. */
+/* The nodes that would become part of `index`, from its parent up: their runs and its own. Returns the
+ * uppermost, or the node itself. */
+static uint32_t measure_chain(const ideft_forest_t *forest, uint32_t top, uint32_t index, uint32_t *n_p)
+{
+    bool gone = ideft_node(forest, index)->gone > 0;
+    uint32_t at = index;
+    *n_p = ideft_runs_count(&ideft_node(forest, index)->runs);
+    while (joins_up(forest, top, at, gone)) {
+        at = ideft_node(forest, at)->parent;
+        gone = gone || ideft_node(forest, at)->gone > 0;
+        *n_p += ideft_runs_count(&ideft_node(forest, at)->runs);
+    }
+    return at;
+}
+
+/* They do. `n`: runs of all of them, for which the node has room. */
 static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t n)
 {
     ideft_forest_t *forest = tree->forest;
     ideft_node_t *node = ideft_node(forest, index);
     uint32_t at = n - ideft_runs_count(&node->runs);
     ideft_runs_open(&node->runs, n);
-    while (joins_up(forest, top, index)) {
+    while (joins_up(forest, top, index, node->gone > 0)) {
         const uint32_t up = node->parent;
         const ideft_runs_t runs = ideft_node(forest, up)->runs;
         replace_parent(tree, index);
@@ -74,31 +82,40 @@ static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t
         ideft_runs_forget(&ideft_node(forest, up)->runs);
         ideft_node_free(tree, up);
     }
+    IDEFT_ASSERT(at == 0);
     ideft_runs_join(&node->runs);
     forest->topology++;
 }
 
-deft_status_t ideft_compact_chains(deft_tree_t *tree, uint32_t top)
+/* Every chain on the way from a node with no child, or several, up to the next such node or to `top`.
+ * join false: only make room for it. */
+static deft_status_t chains_above(deft_tree_t *tree, uint32_t top, uint32_t index, bool join)
 {
     ideft_forest_t *forest = tree->forest;
+    for (uint32_t at = index, n; at != top && ideft_node(forest, at)->parent != top;) {
+        const uint32_t first = measure_chain(forest, top, at, &n);
+        uint32_t above = ideft_node(forest, first)->parent;
+        if (first != at && !join)
+            IDEFT_TRY(ideft_runs_reserve(forest->host, &ideft_node(forest, at)->runs, n));
+        else if (first != at)
+            join_chain(tree, top, at, n);
+        if (above == top || ideft_node(forest, above)->n_children != 1)
+            break;
+        at = above;
+    }
+    return DEFT_OK;
+}
+
+deft_status_t ideft_compact_chains(deft_tree_t *tree, uint32_t top)
+{
+    const ideft_forest_t *forest = tree->forest;
     /* Room first, in the last node of every chain: it stays there unused if a later one fails. */
-    for (int pass = 0; pass < 2; pass++) {
+    for (int join = 0; join < 2; join++)
         for (uint32_t at = top, next; at != 0; at = next) {
             next = ideft_node_after(forest, top, at);
-            if (!joins_up(forest, top, at) || !ends_chain(forest, top, at))
-                continue;
-            uint32_t n = 0;
-            for (uint32_t i = at;; i = ideft_node(forest, i)->parent) {
-                n += ideft_runs_count(&ideft_node(forest, i)->runs);
-                if (!joins_up(forest, top, i))
-                    break;
-            }
-            if (pass == 0)
-                IDEFT_TRY(ideft_runs_reserve(forest->host, &ideft_node(forest, at)->runs, n));
-            else
-                join_chain(tree, top, at, n);
+            if (ideft_node(forest, at)->n_children != 1)
+                IDEFT_TRY(chains_above(tree, top, at, join));
         }
-    }
     return DEFT_OK;
 }
 

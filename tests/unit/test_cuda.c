@@ -515,7 +515,7 @@ static void own_write(void)
     }
     fetch(&p, rows, p.a);
     deft_step_abandon(ss.step);
-    T_STATUS(deft_cuda_written(ss.step, 0), DEFT_ERR_INVAL);
+    T_STATUS(deft_cuda_written(ss.step, 0), DEFT_ERR_STALE);
     sstep_free(&ss);
 
     T_OK(world_begin(p.w, NULL, 0, 0, &ss));
