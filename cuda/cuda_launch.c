@@ -2,7 +2,7 @@
 /* Which kernels serve a geometry, and their launches. */
 #include "config.h"
 
-#include "cuda_device.h"
+#include "cuda_int.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -72,15 +72,6 @@ deft_status_t ideft_cuda_load(cuda_device_t *cuda)
 }
 
 /* ---- launching -------------------------------------------------------------------------------------- */
-
-deft_status_t ideft_cuda_capturing(cuda_device_t *cuda, bool *capturing_p)
-{
-    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    *capturing_p = false;
-    IDEFT_CUDA(cuda, cudaStreamIsCapturing(cuda->stream, &status));
-    *capturing_p = status != cudaStreamCaptureStatusNone;
-    return DEFT_OK;
-}
 
 static deft_status_t launch(cuda_device_t *cuda, const void *function, uint32_t grid, uint32_t block,
                             size_t shared, void *args)

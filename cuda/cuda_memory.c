@@ -2,7 +2,7 @@
 /* Buffers on the device: the arena and the copy engine's maps of it, room for plans, uploads. */
 #include "config.h"
 
-#include "cuda_device.h"
+#include "cuda_int.h"
 
 #include <string.h>
 

@@ -15,7 +15,7 @@ libdeft_la_SOURCES = \
 	lib/forest/pool.c lib/forest/runs.c lib/forest/selfcheck.c lib/forest/shrink.c \
 	lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h \
 	lib/plan/cost.c lib/plan/cost.h lib/plan/plan.h lib/plan/planner.h \
-	lib/plan/order.c lib/plan/patch.c lib/plan/splits.c lib/plan/stats.c \
+	lib/plan/order.c lib/plan/patch.c lib/plan/plan_make.c lib/plan/splits.c lib/plan/stats.c \
 	lib/device.h lib/devices.c \
 	lib/cpu/arena.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
 	lib/cpu/kernel.h lib/cpu/state.h \

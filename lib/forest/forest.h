@@ -110,7 +110,6 @@ uint32_t ideft_node_find(const ideft_forest_t *forest, deft_node_t handle);
 deft_status_t ideft_node_get(const deft_tree_t *tree, deft_node_t handle, uint32_t *index_p);
 
 deft_status_t ideft_tree_new(ideft_forest_t *forest, deft_tree_t **tree_p);
-void ideft_tree_free(deft_tree_t *tree);
 
 /* Make sure that n nodes can be made without a failure. */
 deft_status_t ideft_nodes_reserve(ideft_forest_t *forest, size_t n);
@@ -142,6 +141,7 @@ deft_status_t ideft_tree_fork_at(deft_tree_t *tree, uint32_t index, uint32_t off
 deft_status_t ideft_tree_append(deft_tree_t *tree, uint32_t index, size_t n, const int32_t *tokens);
 deft_status_t ideft_tree_share(deft_tree_t *tree, uint32_t index, deft_tree_t **tree_p);
 
+void ideft_tree_free(deft_tree_t *tree);
 void ideft_tree_prune(deft_tree_t *tree, uint32_t index);
 void ideft_tree_truncate(deft_tree_t *tree, uint32_t index, uint32_t n);
 /* keep_below: what is below the node stays. */

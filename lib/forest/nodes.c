@@ -332,14 +332,3 @@ deft_status_t ideft_tree_new(ideft_forest_t *forest, deft_tree_t **tree_p)
     *tree_p = tree;
     return DEFT_OK;
 }
-
-void ideft_tree_free(deft_tree_t *tree)
-{
-    ideft_forest_t *forest = tree->forest;
-    ideft_tree_prune(tree, tree->root);
-    forest->tree.at[tree->id] = NULL;
-    forest->free_id.at[forest->free_id.n++] = tree->id;
-    forest->n_trees--;
-    forest->topology++;
-    ideft_free(forest->host, tree, sizeof(*tree));
-}

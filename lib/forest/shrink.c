@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What makes a tree smaller: prune, truncate, commit, evict. None of it allocates, none can fail. */
+/* What makes a tree smaller: prune, truncate, commit, evict, and its end. None of it allocates, none can
+ * fail. */
 #include "config.h"
 
 #include "forest.h"
@@ -72,4 +73,15 @@ uint32_t ideft_tree_evict(deft_tree_t *tree, uint32_t index, uint32_t n)
     node->gone = n;
     forest->topology++;
     return ideft_pool_vacant(forest->pool) - vacant;
+}
+
+void ideft_tree_free(deft_tree_t *tree)
+{
+    ideft_forest_t *forest = tree->forest;
+    ideft_tree_prune(tree, tree->root);
+    forest->tree.at[tree->id] = NULL;
+    forest->free_id.at[forest->free_id.n++] = tree->id;
+    forest->n_trees--;
+    forest->topology++;
+    ideft_free(forest->host, tree, sizeof(*tree));
 }

@@ -2,7 +2,7 @@
 /* From the forest to a plan: host arithmetic alone. The planner reads the forest and the costs of a
  * machine; it knows no device, no bytes and no state of a step.
  *
- * order.c finds the nodes on the paths of rows by climbing from the rows, and numbers rows and nodes
+ * plan_make.c puts the steps together. order.c finds the nodes on the paths of rows by climbing from the rows, and numbers rows and nodes
  * in depth-first order ("visits"); rows that come in another order are sorted first. splits.c makes
  * segs and groups of the visits. A plan whose leaves only grew by one token since is patched (patch.c):
  * O(rows). */
@@ -102,7 +102,13 @@ void ideft_plan_stats(const ideft_planner_t *planner, deft_step_stats_t *stats);
 /* ---- between the files of this folder ---- */
 
 /* Out of memory for a plan: the status, with its text. */
-deft_status_t ideft_plan_nomem(const ideft_planner_t *planner);
+static inline deft_status_t ideft_plan_nomem(const ideft_planner_t *planner)
+{
+    return ideft_fail(planner->host, DEFT_ERR_NOMEM, "no memory for a plan");
+}
+
+/* order.c: requests, rows and visits of what is asked for. DEFT_ERR_EMPTY, DEFT_ERR_UNCOMPUTED, ... */
+deft_status_t ideft_plan_order(ideft_planner_t *planner, const ideft_ask_t *ask);
 /* splits.c: segs, groups, partials and order from the visits. Sets cut_stays. */
 deft_status_t ideft_plan_cut(ideft_planner_t *planner);
 /* patch.c: can the last plan, with leaves one token longer, become this one? */

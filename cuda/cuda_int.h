@@ -6,8 +6,8 @@
  * Launches do not depend on the plan: the grid is the machine, sizes are read on the device. So a
  * captured graph serves later plans as long as the buffers that it was captured with are not replaced:
  * once a launch has been captured they are not, and a plan that needs more is refused. */
-#ifndef IDEFT_CUDA_DEVICE_H
-#define IDEFT_CUDA_DEVICE_H
+#ifndef IDEFT_CUDA_INT_H
+#define IDEFT_CUDA_INT_H
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -75,7 +75,7 @@ static inline cuda_device_t *ideft_cuda_of(ideft_device_t *device)
     return (cuda_device_t *)device; /* it begins with its base */
 }
 
-/* ---- cuda_device.c ---- */
+/* ---- cuda_runtime.c ---- */
 
 /* Our status for a CUDA error: DEFT_ERR_NOMEM where memory is short, else DEFT_ERR_DEVICE, and the
  * device is lost. Clears what the runtime remembers, keeps the text. */
@@ -92,6 +92,8 @@ deft_status_t ideft_cuda_fail(cuda_device_t *cuda, cudaError_t error, const char
 /* Make the device current; the caller's own is not ours to change, so every enter ends in a leave. */
 deft_status_t ideft_cuda_enter(cuda_device_t *cuda, int *saved);
 deft_status_t ideft_cuda_leave(const cuda_device_t *cuda, int saved, deft_status_t status);
+/* Is the stream being captured? */
+deft_status_t ideft_cuda_capturing(cuda_device_t *cuda, bool *capturing_p);
 
 /* ---- cuda_memory.c: buffers; the device is current ---- */
 
@@ -116,7 +118,5 @@ deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const
 deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *plan,
                                        uint32_t layer, const void *q, void *o);
 deft_status_t ideft_cuda_launch_move(cuda_device_t *cuda, const ideft_move_t *moves, uint32_t n);
-/* Is the stream being captured? */
-deft_status_t ideft_cuda_capturing(cuda_device_t *cuda, bool *capturing_p);
 
 #endif
