@@ -7,6 +7,10 @@
 #include <string.h>
 
 
+_Static_assert(IDEFT_TILE == IDEFT_TILE_TOKENS, "plans are cut at whole tiles");
+
+enum { WARPGROUP_ROWS = IDEFT_ROWS / 2 }; /* matrix rows that a warpgroup computes */
+
 typedef struct builder {
     const ideft_plan_t *plan;
     const ideft_geometry_t *g;
@@ -19,7 +23,7 @@ typedef struct builder {
     /* the record that is being made */
     ideft_cuda_record_t *rec;
     uint32_t row_begin, row_end;
-    uint32_t group_begin[2], group_end[2]; /* a warpgroup's query rows, in the record */
+    uint32_t wg_begin[2], wg_end[2]; /* a warpgroup's query rows, in the record */
     uint32_t n_tiles, last, final[2]; /* first copies: of the last tile, of each warpgroup's last */
 } builder_t;
 
@@ -91,45 +95,45 @@ static void share_rows(builder_t *b)
 {
     const uint32_t G = b->g->G, n = b->row_end - b->row_begin;
     for (uint32_t w = 0; w < 2; w++) {
-        b->group_begin[w] = by_tiles(b) ? 0 : ideft_min(64 * w / G, n);
-        b->group_end[w] = by_tiles(b) ? n : ideft_min((64 * (w + 1) + G - 1) / G, n);
+        b->wg_begin[w] = by_tiles(b) ? 0 : ideft_min(WARPGROUP_ROWS * w / G, n);
+        b->wg_end[w] = by_tiles(b) ? n : ideft_min((WARPGROUP_ROWS * (w + 1) + G - 1) / G, n);
     }
 }
 
 /* What stands at a cursor: tokens of one seg that the same warpgroups see. */
-typedef struct piece {
+typedef struct stretch {
     uint32_t mine, n;
     uint32_t lo, hi, edge; /* query rows that see it: ideft_cuda_copy_t */
-} piece_t;
+} stretch_t;
 
-/* The piece that begins at a token of a seg. Rows of the node itself follow each other in position,
+/* The stretch that begins at a token of a seg. Rows of the node itself follow each other in position,
  * so token j is seen from query row lo + (j - last) on, where `last` is the last that row lo sees.
  * n 0: no row of the record sees this token or a later one. */
-static piece_t piece_at(const builder_t *b, const ideft_seg_t *seg, uint32_t token)
+static stretch_t stretch_at(const builder_t *b, const ideft_seg_t *seg, uint32_t token)
 {
     if (token >= seg->n || seg->row_begin >= b->row_end || seg->row_end <= b->row_begin)
-        return (piece_t){ 0 };
+        return (stretch_t){ 0 };
     const uint32_t lo = ideft_max(seg->row_begin, b->row_begin) - b->row_begin;
     const uint32_t hi = ideft_min(seg->row_end, b->row_end) - b->row_begin;
     const uint32_t pos = b->plan->row[b->row_begin + lo].pos, at = seg->pos + token;
     const uint32_t later = at > pos ? at - pos : 0; /* rows that see no such late token */
-    piece_t p = { 0, seg->n - token, lo + later, hi, at < pos ? pos - at : 0 };
+    stretch_t p = { 0, seg->n - token, lo + later, hi, at < pos ? pos - at : 0 };
     if (p.lo >= hi)
-        return (piece_t){ 0 };
-    /* the first rows drop out one by one behind `edge` */
-    const uint32_t first = p.lo < b->group_end[0] ? p.edge + b->group_end[0] - p.lo : 0;
-    p.mine = (first > 0 && hi > b->group_begin[0] ? 1u : 0) | (hi > b->group_begin[1] && !by_tiles(b) ? 2u : 0);
+        return (stretch_t){ 0 };
+    /* after column `edge`, each column is seen by one row less, the first rows drop out */
+    const uint32_t first = p.lo < b->wg_end[0] ? p.edge + b->wg_end[0] - p.lo : 0;
+    p.mine = (first > 0 && hi > b->wg_begin[0] ? 1u : 0) | (hi > b->wg_begin[1] && !by_tiles(b) ? 2u : 0);
     p.n = ideft_min(p.n, p.edge + (hi - p.lo));
     if (first > 0)
         p.n = ideft_min(p.n, first);
     return p;
 }
 
-/* Move on to the next piece for the cursor's warpgroups; n 0: there is none. */
-static piece_t next_piece(const builder_t *b, cursor_t *c)
+/* Move on to the next stretch for the cursor's warpgroups; n 0: there is none. */
+static stretch_t next_stretch(const builder_t *b, cursor_t *c)
 {
     while (c->seg < c->end) {
-        const piece_t p = piece_at(b, &b->plan->seg[c->seg], c->token);
+        const stretch_t p = stretch_at(b, &b->plan->seg[c->seg], c->token);
         if (p.n > 0 && p.mine == c->mine)
             return p;
         c->token += p.n;
@@ -138,13 +142,13 @@ static piece_t next_piece(const builder_t *b, cursor_t *c)
             c->token = 0;
         }
     }
-    return (piece_t){ 0 };
+    return (stretch_t){ 0 };
 }
 
 /* Some row of the warpgroup does not see some column of the copy. */
 static bool is_masked(const builder_t *b, const ideft_cuda_copy_t *c, uint32_t w)
 {
-    return c->lo > b->group_begin[w] || c->hi < b->group_end[w] || c->edge + 1u < c->n;
+    return c->lo > b->wg_begin[w] || c->hi < b->wg_end[w] || c->edge + 1u < c->n;
 }
 
 /* No other record reads the seg. A seg's rows are cut to those of its group, so for one that reaches the
@@ -161,7 +165,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     const uint32_t first = b->n_copies;
     uint32_t used = 0, flags = 0, dense = IDEFT_DENSE;
     while (used < IDEFT_TILE && b->n_copies - first < IDEFT_TILE_COPIES) {
-        const piece_t p = next_piece(b, cursor);
+        const stretch_t p = next_stretch(b, cursor);
         if (p.n == 0)
             break;
         const ideft_seg_t *seg = &b->plan->seg[cursor->seg];
@@ -226,10 +230,11 @@ static void put_tiles(builder_t *b, const ideft_group_t *group)
 
 /* ---- records ------------------------------------------------------------------------------------ */
 
-/* In an invariant step all records, of up to 64 matrix rows, are computed in one way. */
+/* How the warpgroups share a record. In an invariant step all records, which have the rows of one
+ * warpgroup at most, are computed in one way. */
 static uint32_t share_of(const builder_t *b, uint32_t matrix_rows)
 {
-    if (matrix_rows > 64)
+    if (matrix_rows > WARPGROUP_ROWS)
         return IDEFT_SHARE_ROWS;
     return is_narrow(b) && b->g->D <= IDEFT_NARROW_DIM && !b->plan->invariant ? IDEFT_SHARE_TOKENS
                                                                                                   : IDEFT_SHARE_TILES;

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* The game: numbers, moves, and how they are written and read. */
 #include "game.h"
 
 #include <stdio.h>

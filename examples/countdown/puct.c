@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Monte Carlo tree search over the game: choosing, expanding, counting visits. */
 #include "puct.h"
 
 #include <math.h>

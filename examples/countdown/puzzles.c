@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Many problems at a time, each a job, and what a person sees of them. */
 #include "puzzles.h"
 
 #include <stdint.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* What happened in a search, kept to be told afterwards. */
 #include "story.h"
 
 #include <stdlib.h>

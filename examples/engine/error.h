@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Keep a reason and return -1. */
 #ifndef ENGINE_ERROR_H
 #define ENGINE_ERROR_H
 

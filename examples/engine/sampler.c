@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Drawing a token from the best candidates of a row. */
 #include "sampler.h"
 
 #include <math.h>

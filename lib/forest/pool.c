@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define FREE 0x80000000u
+#define ALIGN 16u /* slots: long runs begin at multiples of it, which devices read in whole blocks */
 #define BINS 128 /* 32 powers of two, 4 steps each (TLSF, Masmano et al., ECRTS 2004) */
 
 /* What a slot's entry says depends on what starts there. An edge bit is set for the first and for
@@ -188,7 +189,7 @@ uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
     if (extent == IDEFT_NONE)
         return 0;
     const uint32_t have = extent_length(pool, extent);
-    const uint32_t pad = n >= 16 ? (16 - extent % 16) % 16 : 0; /* to the next multiple of 16 */
+    const uint32_t pad = n >= ALIGN ? (ALIGN - extent % ALIGN) % ALIGN : 0;
     return take_inside(pool, extent, have >= pad && have - pad >= n ? pad : 0, n, slot_p);
 }
 
@@ -201,7 +202,7 @@ uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
     if (have / 2 < n || have < 64)
         return ideft_pool_take(pool, n, slot_p);
     /* an aligned slot near the middle, with as much room before it for whoever grows there */
-    return take_inside(pool, extent, ((extent + have / 2) & ~15u) - extent, n, slot_p);
+    return take_inside(pool, extent, (extent + have / 2) / ALIGN * ALIGN - extent, n, slot_p);
 }
 
 uint32_t ideft_pool_room(const ideft_pool_t *pool, uint32_t slot)

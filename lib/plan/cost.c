@@ -21,7 +21,7 @@ uint32_t ideft_cost_token(const ideft_machine_t *machine, const ideft_sizes_t *s
 static uint32_t parts_in_rounds(const ideft_machine_t *machine, const ideft_sizes_t *sizes,
                                 uint64_t cost, uint64_t units, uint32_t least, uint64_t *time_p)
 {
-    const uint64_t most = cost / machine->min_cost, tile = (uint64_t)least * 64;
+    const uint64_t most = cost / machine->min_cost, tile = (uint64_t)least * IDEFT_TILE_TOKENS;
     const uint64_t limit = IDEFT_PART_ROUNDS * (uint64_t)machine->width;
     /* a partial of every row and head: a row's are joined one after the other, and all of them share
      * the memory */

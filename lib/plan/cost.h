@@ -30,6 +30,9 @@ typedef struct ideft_machine {
  * tiles make at most, and units that cutting tiles in parts adds at most. They bound a plan's size. */
 enum { IDEFT_TILE_ROUNDS = 3, IDEFT_PART_ROUNDS = 2 };
 
+/* Tokens that every device takes at a time: cuts fall on multiples of it. */
+#define IDEFT_TILE_TOKENS 64u
+
 /* The step that is planned. */
 typedef struct ideft_sizes {
     uint32_t n_rows;

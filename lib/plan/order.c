@@ -172,28 +172,28 @@ static void number_rows(ideft_planner_t *planner, const ideft_request_t *req, id
 }
 
 /* Where numbering stands: rows so far, deepest visit on the path of the last one. */
-typedef struct cursor {
+typedef struct standing {
     uint32_t row, top;
-} cursor_t;
+} standing_t;
 
 /* Leave the visits below `up`: their intervals end with the last row. */
-static void leave_visits(ideft_planner_t *planner, cursor_t *cursor, uint32_t up)
+static void leave_visits(ideft_planner_t *planner, standing_t *standing, uint32_t up)
 {
-    while (cursor->top != up) {
-        ideft_visit_t *v = &planner->visit.at[cursor->top];
-        v->row_end = cursor->row;
+    while (standing->top != up) {
+        ideft_visit_t *v = &planner->visit.at[standing->top];
+        v->row_end = standing->row;
         if (v->parent != IDEFT_NONE && planner->visit.at[v->parent].min_pos > v->min_pos)
             planner->visit.at[v->parent].min_pos = v->min_pos;
-        cursor->top = v->parent;
+        standing->top = v->parent;
     }
 }
 
 /* The next visit, below the last one. False: a token between the two will not be computed. */
-static bool enter_visit(ideft_planner_t *planner, cursor_t *cursor, uint32_t index)
+static bool enter_visit(ideft_planner_t *planner, standing_t *standing, uint32_t index)
 {
     const ideft_node_t *node = ideft_node(planner->forest, index);
-    if (cursor->top != IDEFT_NONE) {
-        const ideft_visit_t *up = &planner->visit.at[cursor->top];
+    if (standing->top != IDEFT_NONE) {
+        const ideft_visit_t *up = &planner->visit.at[standing->top];
         if (up->start + up->n != node->start)
             return false;
     }
@@ -201,16 +201,16 @@ static bool enter_visit(ideft_planner_t *planner, cursor_t *cursor, uint32_t ind
     planner->mark.at[index] = mark;
     planner->visit.at[mark] = (ideft_visit_t){
         .node = index,
-        .parent = cursor->top,
+        .parent = standing->top,
         .start = node->start + node->gone,
         .n = node->computed - node->gone,
-        .row_begin = cursor->row,
+        .row_begin = standing->row,
         .min_pos = UINT32_MAX,
         .last_seg = IDEFT_NONE,
         .slot = ideft_runs_count(&node->runs) == 1 ? ideft_runs_at(&node->runs)->slot : IDEFT_NONE,
     };
     planner->plan.n_tokens += node->computed - node->gone;
-    cursor->top = mark;
+    standing->top = mark;
     return true;
 }
 
@@ -234,7 +234,7 @@ static deft_status_t new_path(ideft_planner_t *planner, const ideft_request_t *r
  * does not share with the one before. row_end is 0 while a visit is open. */
 static deft_status_t number(ideft_planner_t *planner, bool sorted, bool *in_order_p)
 {
-    cursor_t cursor = { 0, IDEFT_NONE };
+    standing_t standing = { 0, IDEFT_NONE };
     uint32_t up = IDEFT_NONE;
     planner->visit.n = 0;
     planner->plan.n_tokens = 0;
@@ -243,10 +243,10 @@ static deft_status_t number(ideft_planner_t *planner, bool sorted, bool *in_orde
         IDEFT_TRY(new_path(planner, req, in_order_p, &up));
         if (!*in_order_p)
             return DEFT_OK;
-        leave_visits(planner, &cursor, up);
+        leave_visits(planner, &standing, up);
         ROOM(planner, visit, planner->visit.n + planner->list.n);
         size_t depth = planner->list.n;
-        while (depth > 0 && enter_visit(planner, &cursor, planner->list.at[depth - 1]))
+        while (depth > 0 && enter_visit(planner, &standing, planner->list.at[depth - 1]))
             depth--;
         if (depth > 0 && sorted)
             return ideft_fail(planner->host, DEFT_ERR_UNCOMPUTED,
@@ -255,13 +255,13 @@ static deft_status_t number(ideft_planner_t *planner, bool sorted, bool *in_orde
             *in_order_p = false;
             return DEFT_OK;
         }
-        req->visit = cursor.top;
-        planner->visit.at[cursor.top].n += req->n;
+        req->visit = standing.top;
+        planner->visit.at[standing.top].n += req->n;
         planner->plan.n_tokens += req->n;
-        number_rows(planner, req, &planner->visit.at[cursor.top]);
-        cursor.row += req->n;
+        number_rows(planner, req, &planner->visit.at[standing.top]);
+        standing.row += req->n;
     }
-    leave_visits(planner, &cursor, IDEFT_NONE);
+    leave_visits(planner, &standing, IDEFT_NONE);
     return DEFT_OK;
 }
 

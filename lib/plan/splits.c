@@ -212,9 +212,9 @@ static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t ta
         const uint64_t cost = token_cost(c, v);
         for (uint32_t from = 0, to; from < v->n; from = to) {
             const uint64_t fit = c->cost < target ? (target - c->cost + cost - 1) / cost : 1;
-            /* cuts at whole vector tiles of the node; no slivers */
-            const uint64_t end = (from + fit + 63) / 64 * 64;
-            to = end + 32 >= v->n ? v->n : (uint32_t)end;
+            /* cuts at whole tiles of the node; no slivers */
+            const uint64_t tile = IDEFT_TILE_TOKENS, end = (from + fit + tile - 1) / tile * tile;
+            to = end + tile / 2 >= v->n ? v->n : (uint32_t)end;
             emit(c, list[i], from, to);
             c->cost += cost * (to - from);
             if (c->cost >= target)

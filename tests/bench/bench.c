@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* What the subcommands of deft_bench share: trees from text, timing, tables. */
 #include "bench.h"
 
 #include <math.h>

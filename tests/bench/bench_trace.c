@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Replaying recorded searches and drafts on a tree. */
 #include "bench_trace.h"
 
 #include <string.h>

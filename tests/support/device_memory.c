@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Buffers on the device, for tests that pass q, k, v and o there. */
 #include "config.h"
 
 #include "device_memory.h"

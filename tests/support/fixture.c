@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Contexts and trees that suites start from. */
 #include "fixture.h"
 
 #include <stdlib.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Random problems: making them, playing their history. */
 #include "problem.h"
 
 #include <math.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* The naive model of trees: nodes with full copies, in step with the library. */
 #include "shadow.h"
 
 #include <math.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* Seeds, failing loudly, rounding, guarded buffers, the counting allocator. */
 #include "util.h"
 
 #include <math.h>
