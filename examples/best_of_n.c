@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "full_pool.h"
 
 enum { MAX_SAMPLES = 512, SHOWN = 3 };
 
@@ -49,31 +50,32 @@ typedef struct drawing {
     size_t dropped;  /* samples that had to end for want of room */
 } drawing_t;
 
-/* Make room in the pool for `keep`: what has ended goes first, then the worst. 0: that is `keep` itself. */
-static int drop_worst(drawing_t *d, const sample_t *keep)
+/* What has ended goes first, then the worst. */
+static int worth(void *arg, deft_node_t node, double *worth_p)
 {
-    sample_t *worst = NULL;
+    const drawing_t *d = arg;
+    const sample_t *s = deft_tree_user(d->tree, node);
 
-    for (size_t i = 0; i < d->n; i++) {
-        sample_t *s = &d->list[i];
-        if (s->n == 0 || deft_tree_path_len(d->tree, s->node) == 0)
-            continue; /* nothing is to be had */
-        if (!worst || s->done > worst->done || (s->done == worst->done && score(s) < score(worst)))
-            worst = s;
-    }
-    if (!worst || worst == keep)
+    if (!s || s->n == 0)
         return 0;
-    (void)deft_tree_prune(d->tree, worst->node);
-    d->dropped += (size_t)!worst->done;
-    worst->done = 1;
+    *worth_p = score(s) - (s->done ? 1e6 : 0);
     return 1;
+}
+
+static void gone(void *arg, deft_node_t node)
+{
+    drawing_t *d = arg;
+    sample_t *s = deft_tree_user(d->tree, node);
+
+    d->dropped += (size_t)!s->done;
+    s->done = 1;
 }
 
 /* The next token of a sample. */
 static void extend(drawing_t *d, sample_t *s, const candidate_t *top)
 {
+    const victims_t others = { d->tree, worth, gone, d };
     const size_t k = d->k;
-    deft_status_t status;
     const int32_t id = sampler_pick(&s->sampler, top, k);
 
     for (size_t i = 0; i < k; i++)
@@ -82,9 +84,7 @@ static void extend(drawing_t *d, sample_t *s, const candidate_t *top)
     s->ids[s->n++] = id;
     if (s->done)
         return;
-    while ((status = deft_tree_append(d->tree, s->node, 1, &id)) == DEFT_ERR_NOSPACE && drop_worst(d, s))
-        ;
-    s->done = status != DEFT_OK;
+    s->done = full_pool_append(&others, d->tree, s->node, 1, &id) != DEFT_OK;
     d->dropped += (size_t)s->done;
 }
 
@@ -197,6 +197,7 @@ static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t 
     }
     for (size_t i = 0; status == 0 && i < n; i++) {
         list[i].node = kids[i];
+        (void)deft_tree_set_user(tree, kids[i], &list[i]);
         list[i].sampler = (sampler_t){ .state = cli->seed + i, .temperature = cli->temperature };
         status = (list[i].ids = malloc(cli->tokens * sizeof(int32_t))) ? 0 : -1;
     }

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -305,6 +306,36 @@ int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids
     }
     free(*ids_p);
     return cli_fail(cli, "cannot make a tree", deft_last_error(engine_ctx(e)));
+}
+
+int cli_lines(const cli_t *cli, int (*each)(void *arg, const char *text, size_t line), void *arg)
+{
+    const int standard = strcmp(cli->prompt, "-") == 0;
+    const char *name = cli->prompt + 1;
+    char *line = NULL;
+    size_t room = 0, number = 0, seen = 0;
+    int status = 0;
+
+    if (!standard && cli->prompt[0] != '@')
+        return each(arg, cli->prompt, 0) != 0;
+    FILE *file = standard ? stdin : fopen(name, "r");
+    if (!file)
+        return cli_fail(cli, "cannot read", name);
+    for (ssize_t n; status == 0 && !cli_interrupted() && (n = getline(&line, &room, file)) > 0;) {
+        number++;
+        if (line[n - 1] == '\n')
+            line[--n] = '\0';
+        if (n == 0)
+            continue;
+        seen++;
+        status = each(arg, line, number) != 0;
+    }
+    if (status == 0 && (ferror(file) || (seen == 0 && !cli_interrupted())))
+        status = cli_fail(cli, "nothing to read in", standard ? "standard input" : name);
+    free(line);
+    if (!standard)
+        (void)fclose(file);
+    return status;
 }
 
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n)

@@ -45,6 +45,12 @@ int cli_fail(const cli_t *cli, const char *what, const char *why);
 /* Encode the prompt, and make an empty tree for it. ids: to be freed. 0, or 1 with the reason printed. */
 int cli_begin(const cli_t *cli, engine_t *e, deft_tree_t **tree_p, int32_t **ids_p, size_t *n_p);
 
+/* Call each() with the lines of "@FILE", or for "-" of standard input, that are not empty, and
+ * their numbers from 1; with any other prompt once, and 0. It ends when each() returns non-zero,
+ * which is a failure, and on an interrupt. 0, or 1 with the reason printed (that of each() by
+ * itself). */
+int cli_lines(const cli_t *cli, int (*each)(void *arg, const char *text, size_t line), void *arg);
+
 /* Print tokens as text, without special ones, with a newline. */
 void cli_print_text(const engine_t *e, const int32_t *ids, size_t n);
 

@@ -10,6 +10,7 @@ libengine_la_SOURCES = \
 	examples/engine/bpe.c examples/engine/bpe.h \
 	examples/engine/chat.c examples/engine/chat.h \
 	examples/engine/dequant.c examples/engine/draft.c examples/engine/draft.h examples/engine/error.h \
+	examples/engine/full_pool.c examples/engine/full_pool.h \
 	examples/engine/gguf.c examples/engine/gguf.h \
 	examples/engine/jobs.c examples/engine/jobs.h \
 	examples/engine/matmul.c examples/engine/matmul.h \
@@ -36,11 +37,14 @@ endif
 
 cli_sources = examples/cli.c examples/cli.h examples/common.h
 cli_libs = libengine.la libdeft.la $(LIBM)
-noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/speculative
+noinst_PROGRAMS += examples/beam_search examples/best_of_n examples/prefix_cache \
+	examples/speculative
 examples_beam_search_SOURCES = examples/beam_search.c $(cli_sources)
 examples_beam_search_LDADD = $(cli_libs)
 examples_best_of_n_SOURCES = examples/best_of_n.c $(cli_sources)
 examples_best_of_n_LDADD = $(cli_libs)
+examples_prefix_cache_SOURCES = examples/prefix_cache.c $(cli_sources)
+examples_prefix_cache_LDADD = $(cli_libs)
 examples_speculative_SOURCES = examples/speculative.c $(cli_sources)
 examples_speculative_LDADD = $(cli_libs)
 

@@ -5,7 +5,7 @@
  * Prints: the text, which is that of plain decoding (--draft 0), and how many guesses were right. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/types.h>
+#include <string.h>
 
 #include "cli.h"
 #include "draft.h"
@@ -76,54 +76,43 @@ static int decode(const cli_t *cli, const speculate_options_t *options, engine_t
     return status;
 }
 
-/* The prompts of a file, a line each, one after the other. */
-static int decode_all(cli_t *cli, const speculate_options_t *options, engine_t *e, totals_t *t)
-{
-    const char *name = cli->prompt + 1;
-    FILE *file = fopen(name, "r");
-    char *line = NULL;
-    size_t room = 0;
-    int status = 0;
+typedef struct texts {
+    cli_t cli;
+    const speculate_options_t *options;
+    engine_t *e;
+    totals_t totals;
+} texts_t;
 
-    if (!file)
-        return cli_fail(cli, "cannot read the prompts", name);
-    if (cli->dot) {
-        (void)fclose(file);
-        return cli_fail(cli, "--dot draws one text, not those of a file", name);
-    }
-    for (ssize_t n; status == 0 && !cli_interrupted() && (n = getline(&line, &room, file)) > 0;) {
-        if (line[n - 1] == '\n')
-            line[--n] = '\0';
-        if (n == 0)
-            continue;
-        cli->prompt = line;
-        printf("%s> %s\n", t->texts > 0 ? "\n" : "", line);
-        status = decode(cli, options, e, t);
-    }
-    if (status == 0 && (ferror(file) || (t->texts == 0 && !cli_interrupted())))
-        status = cli_fail(cli, "no prompts in", name);
-    free(line);
-    (void)fclose(file);
-    return status;
+/* A prompt, or one of the lines of a file. */
+static int decode_line(void *arg, const char *text, size_t line)
+{
+    texts_t *t = arg;
+
+    t->cli.prompt = text;
+    if (line > 0)
+        printf("%s> %s\n", t->totals.texts > 0 ? "\n" : "", text);
+    return decode(&t->cli, t->options, t->e, &t->totals);
 }
 
 int main(int argc, char **argv)
 {
     cli_t cli = { .program = "speculative", .tokens = 128, .seed = 1 };
     speculate_options_t options = { .draft = 16, .progress = cli_progress };
-    totals_t totals = { 0 };
-    int status = cli_parse(&cli, argc, argv, "Speculative decoding over token trees; -p @FILE: a prompt a line.", own, &options);
+    int status = cli_parse(&cli, argc, argv, "Speculative decoding over token trees; -p @FILE, or "
+                           "-: a prompt a line.", own, &options);
 
     if (status != 0)
         return status < 0 ? 0 : status;
     options.tokens = cli.tokens;
     options.sampler = (sampler_t){ .state = cli.seed, .temperature = cli.temperature };
-    engine_t *e = cli_open(&cli);
-    if (!e)
+    if (cli.dot && (cli.prompt[0] == '@' || strcmp(cli.prompt, "-") == 0))
+        return cli_fail(&cli, "--dot draws one text, not those of a file", NULL);
+    texts_t t = { .cli = cli, .options = &options, .e = cli_open(&cli) };
+    if (!t.e)
         return 1;
-    status = cli.prompt[0] == '@' ? decode_all(&cli, &options, e, &totals) : decode(&cli, &options, e, &totals);
-    if (status == 0 && totals.texts > 0)
-        print_totals(e, &totals);
-    engine_close(e);
+    status = cli_lines(&cli, decode_line, &t);
+    if (status == 0 && t.totals.texts > 0)
+        print_totals(t.e, &t.totals);
+    engine_close(t.e);
     return cli_end(&cli, status);
 }

@@ -32,10 +32,11 @@ deft_man3_aliases = \
 
 man3_MANS = $(deft_man3_pages) $(deft_man3_aliases)
 man7_MANS = man/deft.7
-example_pages = man/beam_search.1 man/best_of_n.1 man/mcts.1 man/play.1 man/speculative.1 man/tot.1
+example_pages = man/beam_search.1 man/best_of_n.1 man/mcts.1 man/play.1 \
+	man/prefix_cache.1 man/speculative.1 man/tot.1
 noinst_DATA += $(example_pages)
 EXTRA_DIST += $(deft_man3_in) man/deft.7in man/beam_search.1in man/best_of_n.1in man/mcts.1in \
-	man/play.1in man/speculative.1in man/tot.1in
+	man/play.1in man/prefix_cache.1in man/speculative.1in man/tot.1in
 CLEANFILES += $(man3_MANS) $(man7_MANS) $(example_pages)
 
 deft_man_fill = $(AM_V_GEN)$(MKDIR_P) man && \

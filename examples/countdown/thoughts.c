@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "full_pool.h"
+
 static int32_t token(const thinker_t *t, const char *text)
 {
     return tokenizer_find(engine_tokenizer(job_engine(t->job)), text, strlen(text));
@@ -43,67 +45,52 @@ static void remember(thinker_t *t, const position_t *p)
     (void)deft_tree_set_user(t->tree, p->node, (void *)(intptr_t)(p->note + 1));
 }
 
-/* The node is gone, and all that is known below it. */
-static void prune(thinker_t *t, deft_node_t top)
+/* The node goes, and all that is known below it. */
+static void mark_dropped(thinker_t *t, deft_node_t top)
 {
     for (deft_node_t n = top; n != DEFT_NODE_NONE; n = deft_tree_next(t->tree, top, n)) {
         story_note_t *note = story_note(&t->story, note_of(t, n));
         if (note)
             note->dropped = 1;
     }
-    (void)deft_tree_prune(t->tree, top);
 }
 
 void thoughts_drop(thinker_t *t, const position_t *p)
 {
-    if (!thoughts_lost(t, p))
-        prune(t, p->node);
+    if (thoughts_lost(t, p))
+        return;
+    mark_dropped(t, p->node);
+    (void)deft_tree_prune(t->tree, p->node);
 }
 
-/* Is it a position, with none below it, and not on the way to `keep`? */
-static int may_go(const thinker_t *t, deft_node_t node, deft_node_t keep)
+/* Positions may go, by their values; lines that are being written may not. */
+static int worth(void *arg, deft_node_t node, double *worth_p)
 {
-    if (node == deft_tree_root(t->tree) || note_of(t, node) == STORY_NONE)
+    thinker_t *t = arg;
+    const story_note_t *note = story_note(&t->story, note_of(t, node));
+
+    if (!note)
         return 0;
-    for (deft_node_t n = keep; n != DEFT_NODE_NONE; n = deft_tree_parent(t->tree, n))
-        if (n == node)
-            return 0;
-    for (deft_node_t n = node; (n = deft_tree_next(t->tree, node, n)) != DEFT_NODE_NONE;)
-        if (note_of(t, n) != STORY_NONE)
-            return 0;
+    *worth_p = note->value;
     return 1;
 }
 
-/* Make room for `keep`. Returns whether there was something to drop. */
-static int drop_worst(thinker_t *t, deft_node_t keep)
+static void gone(void *arg, deft_node_t node)
 {
-    const deft_node_t root = deft_tree_root(t->tree);
-    deft_node_t worst = DEFT_NODE_NONE;
-    double least = 0;
+    thinker_t *t = arg;
 
-    for (deft_node_t n = root; n != DEFT_NODE_NONE; n = deft_tree_next(t->tree, root, n)) {
-        const story_note_t *note = story_note(&t->story, note_of(t, n));
-        if (note && (worst == DEFT_NODE_NONE || note->value < least) && may_go(t, n, keep)) {
-            worst = n;
-            least = note->value;
-        }
-    }
-    if (worst == DEFT_NODE_NONE)
-        return 0;
-    prune(t, worst);
+    mark_dropped(t, node);
     t->dropped++;
-    return 1;
 }
 
 /* 0; -1: there is no room. */
 static int append(thinker_t *t, deft_node_t node, size_t n, const int32_t *ids)
 {
-    deft_status_t s;
+    const victims_t positions = { t->tree, worth, gone, t };
+    const deft_status_t status = full_pool_append(&positions, t->tree, node, n, ids);
 
-    while ((s = deft_tree_append(t->tree, node, n, ids)) == DEFT_ERR_NOSPACE && drop_worst(t, node))
-        ;
-    t->full |= s == DEFT_ERR_NOSPACE;
-    return s == DEFT_OK ? 0 : -1;
+    t->full |= status == DEFT_ERR_NOSPACE;
+    return status == DEFT_OK ? 0 : -1;
 }
 
 /* ---- proposing ---- */
@@ -347,9 +334,10 @@ int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *mov
         return -1;
     line[strlen(line) - 1] = '\0';
     to->note = story_add(&t->story, from->note, line);
-    remember(t, to);
     strcat(line, ";");
-    return write_text(t, to->node, line, to->top);
+    const int status = write_text(t, to->node, line, to->top);
+    remember(t, to); /* only now: nothing is known of its value, but it is to have its room */
+    return status;
 }
 
 int thoughts_begin(thinker_t *t, job_t *job, const char *problem, position_t *root)

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LONGEST_MATCH = 4 };
+enum { LONGEST_MATCH = 4, MOVE_TOKENS = 128 };
 
 /* ---- guessing ---- */
 
@@ -149,10 +149,8 @@ static deft_status_t grow(run_t *s, deft_rows_t *rows, size_t *n_rows_p)
     return status;
 }
 
-/* KV that a step moves at most: a draft is shorter. */
-#define MOVE_TOKENS 128
-
-/* Keep the path to guess `at`, drop the rest, and make one node and few runs of it again. */
+/* Keep the path to guess `at` and drop the rest. What is left below the root becomes one node,
+ * and few runs: each step moves a bounded part of the KV. */
 static deft_status_t keep(run_t *s, size_t at)
 {
     deft_status_t status = deft_tree_commit(s->tree, s->node[at], DEFT_COMMIT_PATH);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "full_pool.h"
 #include "sampler.h"
 
 enum { MAX_BEAMS = 64 };
@@ -248,31 +249,43 @@ static int compute(search_t *s)
     return engine_step(s->e, rows, s->n_live, s->o->flags, &out);
 }
 
-static size_t free_slots(const search_t *s)
-{
-    deft_info_t info = { .struct_size = sizeof(info) };
+/* The choices of a round while room is made for a token of each. */
+typedef struct offer {
+    search_t *s;
+    const choice_t *kept; /* best first */
+    size_t n;
+    size_t kids[MAX_BEAMS]; /* choices of each beam */
+    const int *keeps_node;
+} offer_t;
 
-    return deft_ctx_info(engine_ctx(s->e), &info) == DEFT_OK ? info.pool_tokens - info.live_tokens : SIZE_MAX;
+/* Drop the worst choice, and its beam if that was the last of it. */
+static int drop_choice(void *arg)
+{
+    offer_t *o = arg;
+
+    if (o->n <= 1)
+        return 0;
+    const size_t p = o->kept[--o->n].parent;
+    o->s->r->dropped++;
+    if (--o->kids[p] == 0 && !o->keeps_node[p])
+        drop(o->s, &o->s->live[p]);
+    return 1;
 }
 
-/* Drop the beams that have no choice left, and in a full pool choices, the worst first, with their beams,
- * until there is room for a token of each. Returns how many choices are left. */
+/* Drop the beams that have no choice left, and in a full pool choices, the worst first, until
+ * there is room. Returns how many choices are left. */
 static size_t make_room(search_t *s, const choice_t *kept, size_t n, const int *keeps_node)
 {
-    size_t kids[MAX_BEAMS] = { 0 };
+    offer_t o = { .s = s, .kept = kept, .n = n, .keeps_node = keeps_node };
 
     for (size_t i = 0; i < n; i++)
-        kids[kept[i].parent]++;
+        o.kids[kept[i].parent]++;
     for (size_t p = 0; p < s->n_live; p++)
-        if (kids[p] == 0 && !keeps_node[p])
+        if (o.kids[p] == 0 && !keeps_node[p])
             drop(s, &s->live[p]);
-    while (!s->o->copies && n > 1 && n > free_slots(s)) {
-        const size_t p = kept[--n].parent;
-        s->r->dropped++;
-        if (--kids[p] == 0 && !keeps_node[p])
-            drop(s, &s->live[p]);
-    }
-    return n;
+    if (!s->o->copies) /* where that was not enough, advance() says so */
+        (void)full_pool_reserve(engine_ctx(s->e), &o.n, drop_choice, &o);
+    return o.n;
 }
 
 static int rounds(search_t *s, const char **why)

@@ -126,7 +126,64 @@ grep -q "the worst first" "$work/err" && grep -q "^6\. score" "$work/out" || fai
 run 0 beam_search -m "$model" --device cpu --raw -p "24=4,9,10,13;" -n 3 --tokens 12
 grep -q "^3\. score" "$work/out" || fail "no third beam"
 
-for program in tot mcts play best_of_n speculative beam_search; do
+# A prefix cache: what is found is not computed again, and changes no answer.
+cached() { # status option...: what it printed without the figures goes to $work/answers
+    want=$1
+    shift
+    run "$want" prefix_cache -m "$model" --device cpu --tokens 24 "$@"
+    sed '/^\[/d; /^requests /,$d' "$work/out" >"$work/answers"
+}
+cat >"$work/requests" <<'END'
+ann: 24=4,9,10,13;
+bob: 24=4,9,10,12;
+
+carl: 24=4,9,10,13;
+ann: 24=4,9,10,13;
+bob: 24=4,9,10,12;
+END
+cached 0 -p "@$work/requests" --cache off
+cp "$work/answers" "$work/scratch"
+awk '/^\[/ { n++; found += $3 } END { exit n != 5 || found > 0 }' "$work/out" ||
+    fail "--cache off finds something"
+cached 0 -p "@$work/requests"
+diff "$work/scratch" "$work/answers" || fail "the prefix cache changed an answer"
+# bob's problem is ann's but for the last number, carl's is ann's; then two go on from their answers.
+awk '/^\[/ { n++; all[n] = substr($1, 2) + 0; found[n] = $3; computed[n] = $5; sum += $5
+             bad += found[n] + computed[n] != all[n] }
+     /^requests / { bad += $9 != sum }
+     END { exit bad || n != 5 || found[1] != 0 || computed[2] >= computed[1] || computed[3] != 1 ||
+                found[4] < all[1] + 20 || found[5] < all[2] + 20 }' "$work/out" ||
+    { cat "$work/out"; fail "what the prefix cache finds"; }
+cached 0 -p - <"$work/requests"
+diff "$work/scratch" "$work/answers" || fail "requests from standard input have other answers"
+
+# In a small pool the oldest branches go, but not the conversation that is to stay.
+cat >"$work/requests" <<'END'
+ann: 24=4,9,10,13;
+bob: 30=1,2,3,5;
+carl: 17=2,2,3,7;
+dora: 60=3,4,5,6;
+ann: 24=4,9,10,13;
+END
+cached 0 -p "@$work/requests" --cache off
+cp "$work/answers" "$work/scratch"
+export DEFT_DEBUG_CHECK=1
+cached 0 -p "@$work/requests" --pool 96
+diff "$work/scratch" "$work/answers" || fail "a small pool changed an answer"
+grep -q "the least recently used first" "$work/err" || fail "prefix_cache tells of no full pool"
+awk '/^\[/ { found = $3 } END { exit found >= 34 }' "$work/out" ||
+    fail "an old conversation was not dropped"
+cached 0 -p "@$work/requests" --pool 96 --keep ann
+diff "$work/scratch" "$work/answers" || fail "--keep changed an answer"
+awk '/^\[/ { found = $3 } END { exit found < 34 }' "$work/out" ||
+    fail "--keep did not keep a conversation"
+unset DEFT_DEBUG_CHECK
+cached 1 -p "@$work/requests" --pool 8
+cached 1 -p "24=4,9,10,13;"
+cached 1 -p "@$work/missing"
+cached 2 -p "ann: 24=4,9,10,13;" --cache maybe
+
+for program in tot mcts play best_of_n speculative beam_search prefix_cache; do
     run 0 $program --help
     run 2 $program
     run 2 $program -m "$model" -p 24=1 --tokens x

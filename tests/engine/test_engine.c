@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "draft.h"
+#include "full_pool.h"
 #include "jobs.h"
 #include "model.h"
 #include "sampler.h"
@@ -196,6 +197,16 @@ static float logit_gap(const int32_t *ids, size_t n, const int32_t *text, size_t
     return gap < 0 ? -gap : gap;
 }
 
+/* Where a text ends that was decoded over drafts: its tree is the root and at most one node. */
+static deft_node_t end_of(const deft_tree_t *tree)
+{
+    const deft_node_t root = deft_tree_root(tree), below = deft_tree_first_child(tree, root);
+
+    ck_assert(deft_tree_next_sibling(tree, below) == DEFT_NODE_NONE);
+    ck_assert(deft_tree_first_child(tree, below) == DEFT_NODE_NONE);
+    return below != DEFT_NODE_NONE ? below : root;
+}
+
 /* A text with drafts and without is the same. Returns how many guesses were right. */
 static size_t compare_drafts(const char *text, uint64_t seed, float temperature, size_t tokens, size_t *parted)
 {
@@ -212,7 +223,7 @@ static size_t compare_drafts(const char *text, uint64_t seed, float temperature,
         ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
         ck_assert_msg(speculate(e, tree, ids, n, &o, &r[draft], &why) == 0, "%s", why);
         ck_assert(deft_tree_check(tree) == DEFT_OK);
-        ck_assert_uint_eq(deft_tree_path_len(tree, deft_tree_root(tree)), n + r[draft].n - 1);
+        ck_assert_uint_eq(deft_tree_path_len(tree, end_of(tree)), n + r[draft].n - 1);
         deft_tree_destroy(tree);
     }
     while (same < r[0].n && same < r[1].n && r[0].ids[same] == r[1].ids[same])
@@ -278,7 +289,7 @@ START_TEST(test_speculation_full_pool)
     ck_assert_msg(speculate(e, tree, ids, n, &o, &r, &why) == 0, "%s", why);
     ck_assert(r.full && r.n > 1);
     ck_assert(deft_tree_check(tree) == DEFT_OK);
-    ck_assert_uint_eq(deft_tree_path_len(tree, deft_tree_root(tree)), n + r.n - 1);
+    ck_assert_uint_eq(deft_tree_path_len(tree, end_of(tree)), n + r.n - 1);
     speculate_result_free(&r);
     free(ids);
     engine_close(e);
@@ -384,13 +395,76 @@ START_TEST(test_search_empty_prompt_and_full_pool)
 }
 END_TEST
 
+/* ---- a full pool ---- */
+
+static int worth(void *arg, deft_node_t node, double *worth_p)
+{
+    *worth_p = (double)(uintptr_t)deft_tree_user(arg, node);
+    return *worth_p > 0;
+}
+
+static void gone(void *arg, deft_node_t node)
+{
+    (void)arg;
+    (void)node;
+}
+
+static int is_there(const deft_tree_t *tree, deft_node_t node)
+{
+    return deft_tree_path_len(tree, node) > 0;
+}
+
+/* Five branches of four tokens fill the pool, a sixth wants room. */
+START_TEST(test_full_pool_drops_the_least)
+{
+    enum { BRANCHES = 5, LEN = 4 };
+    const int32_t ids[LEN] = { 500, 501, 502, 503 };
+    deft_tree_t *tree, *other;
+    deft_node_t node[BRANCHES + 1], below;
+
+    open_model(BRANCHES * LEN);
+    ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
+    const victims_t v = { tree, worth, gone, tree };
+    ck_assert(deft_tree_fork(tree, deft_tree_root(tree), BRANCHES + 1, node) == DEFT_OK);
+    for (uintptr_t i = 0; i < BRANCHES; i++) {
+        ck_assert(full_pool_append(&v, tree, node[i], LEN, ids) == DEFT_OK);
+        ck_assert(deft_tree_set_user(tree, node[i], (void *)(i + 1)) == DEFT_OK);
+    }
+    ck_assert(engine_step(e, NULL, 0, 0, NULL) == 0);
+
+    /* The first frees nothing, the second has a victim below it: the third goes. */
+    ck_assert(deft_tree_share(tree, node[0], &other) == DEFT_OK);
+    ck_assert(deft_tree_fork(tree, node[1], 1, &below) == DEFT_OK);
+    ck_assert(deft_tree_set_user(tree, below, (void *)(uintptr_t)9) == DEFT_OK);
+    ck_assert(full_pool_append(&v, tree, node[5], LEN, ids) == DEFT_OK);
+    for (size_t i = 0; i <= BRANCHES; i++)
+        ck_assert(is_there(tree, node[i]) == (i != 2));
+
+    /* Nothing goes for what is worth least itself, and the others once it has no worth. */
+    ck_assert(deft_tree_set_user(tree, node[5], (void *)(uintptr_t)1) == DEFT_OK);
+    ck_assert(full_pool_append(&v, tree, node[5], 1, ids) == DEFT_ERR_NOSPACE);
+    ck_assert(is_there(tree, node[3]) && is_there(tree, node[4]));
+    ck_assert(deft_tree_set_user(tree, node[5], NULL) == DEFT_OK);
+    ck_assert(full_pool_append(&v, tree, node[5], 1, ids) == DEFT_OK);
+    ck_assert(!is_there(tree, node[3]) && is_there(tree, node[4]));
+
+    /* For a branch of another tree all goes that frees anything. */
+    ck_assert(deft_tree_fork(other, deft_tree_root(other), 1, &below) == DEFT_OK);
+    ck_assert(full_pool_append(&v, other, below, BRANCHES * LEN, ids) == DEFT_ERR_NOSPACE);
+    ck_assert(!is_there(tree, node[4]) && is_there(tree, node[0]));
+    ck_assert(deft_tree_check(tree) == DEFT_OK);
+    engine_close(e);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = { test_engine_logits_match_reference,
                                    test_engine_greedy_matches_reference,
                                    test_search_tree_equals_copies,
                                    test_search_empty_prompt_and_full_pool,
-                                   test_jobs_do_not_meet, test_speculation_changes_nothing, test_speculation_full_pool };
+                                   test_jobs_do_not_meet, test_speculation_changes_nothing, test_speculation_full_pool,
+                                   test_full_pool_drops_the_least };
 
     if (!getenv("DEFT_TEST_MODEL")) {
         printf("DEFT_TEST_MODEL is not set\n");
