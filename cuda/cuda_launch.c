@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "image.h"
+#include "plan_image.h"
 
 /* ---- choosing kernels ------------------------------------------------------------------------------- */
 

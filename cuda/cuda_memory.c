@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "image.h"
+#include "plan_image.h"
 
 /* ---- the arena ------------------------------------------------------------------------------------- */
 

@@ -16,7 +16,7 @@ am__v_NVCC_1 =
 	$(LIBTOOL) $(AM_V_lt) --tag=CC --mode=compile $(cuda_nvcc) -c -o $@ $<
 
 cuda_host_sources = cuda/cuda_device.c cuda/cuda_int.h cuda/cuda_launch.c cuda/cuda_memory.c \
-	cuda/cuda_runtime.c cuda/image.c cuda/image.h cuda/kernels.h
+	cuda/cuda_runtime.c cuda/plan_image.c cuda/plan_image.h cuda/kernels.h
 cuda_device_sources = cuda/attend_bf16.cu cuda/attend_f16.cu cuda/kv_move.cu cuda/kv_write.cu \
 	cuda/merge.cu
 cuda_device_headers = cuda/arch.cuh cuda/attend.cuh cuda/consume.cuh cuda/copy_boxes.cuh \

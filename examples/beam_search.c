@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "cli.h"
-#include "search.h"
+#include "beam.h"
 
 static int set_beams(void *arg, const char *value)
 {

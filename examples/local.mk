@@ -19,7 +19,7 @@ libengine_la_SOURCES = \
 	examples/engine/model.c examples/engine/model.h \
 	examples/engine/pretok.c examples/engine/pretok.h \
 	examples/engine/sampler.c examples/engine/sampler.h \
-	examples/engine/search.c examples/engine/search.h \
+	examples/engine/beam.c examples/engine/beam.h \
 	examples/engine/tokenizer.c examples/engine/tokenizer.h examples/engine/vector_exp.h \
 	examples/engine/workers.c examples/engine/workers.h
 libengine_la_CPPFLAGS = $(public_cppflags) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)

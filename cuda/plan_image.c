@@ -2,7 +2,7 @@
 /* Building the image of a plan: records, the copies that their tiles are made of, lists. */
 #include "config.h"
 
-#include "image.h"
+#include "plan_image.h"
 
 #include <string.h>
 

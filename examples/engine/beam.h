@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Beam search whose only state is the tree: a beam is a leaf. */
-#ifndef ENGINE_SEARCH_H
-#define ENGINE_SEARCH_H
+#ifndef ENGINE_BEAM_H
+#define ENGINE_BEAM_H
 
 #include <stddef.h>
 #include <stdint.h>

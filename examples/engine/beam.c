@@ -2,7 +2,7 @@
 /* A round: every live beam is one row of one step; its best continuations compete; a beam that keeps
  * one continuation appends to its leaf, one that keeps several is forked, one that keeps none is
  * pruned. Finished beams keep their leaves and compete with their score at the end. */
-#include "search.h"
+#include "beam.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* From a plan to its image (kernels.h): host arithmetic alone, no device. */
-#ifndef IDEFT_IMAGE_H
-#define IDEFT_IMAGE_H
+#ifndef IDEFT_PLAN_IMAGE_H
+#define IDEFT_PLAN_IMAGE_H
 
 #include "../lib/format/geometry.h"
 #include "../lib/plan/cost.h"
