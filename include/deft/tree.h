@@ -113,8 +113,9 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
 
 /** Bring the tokens at and below @p node into long runs, KV and all. What is read in one run is read
  *  faster: drafts that were accepted and growth in a full pool leave runs of a token or two. Runs of
- *  fewer than 64 slots that follow each other in a node are moved to free slots that adjoin; a run
- *  with another owner stays where it is, and so does everything where no free slots adjoin.
+ *  fewer than 64 slots that follow each other in a node are moved to free slots that adjoin. Where the
+ *  free slots of the pool lie one by one, short runs of other nodes, of any tree of the context, are
+ *  moved from between them. A run with a second owner stays where it is.
  *
  *  With DEFT_COMPACT_CHAINS the chains of only children below @p node are joined first, so that long
  *  speculative runs do not collect thousands of small nodes: the last node of a chain takes over the
@@ -124,13 +125,14 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
  *
  *  Results do not change, but for rounding on CUDA. The KV moves in the context's stream, after the
  *  steps that were ended before.
- *  @param[in]  budget   tokens to move at most, so that a call takes a bounded time; 0: any number. A
- *                       run is moved as a whole: it may take up to 63 tokens more.
+ *  @param[in]  budget   tokens to move at most, so that a call takes a bounded time; 0: any number.
+ *                       Runs are moved as a whole: the last ones may add up to 200 tokens.
  *  @param[out] moved_p  tokens moved; 0: there is nothing left to gain. NULL is accepted.
  *  @return DEFT_OK; DEFT_ERR_INVAL (unknown flag); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY;
  *  DEFT_ERR_NOMEM and DEFT_ERR_STATE (the stream is being captured): unchanged; DEFT_ERR_DEVICE: the
  *  context is lost.
- *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once. */
+ *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once. Where
+ *  others have to be moved: O(nodes of the context + pool) once a call, and O(runs of the node) a move. */
 DEFT_API deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t node, size_t budget,
                                          uint64_t flags, size_t *moved_p);
 

@@ -7,6 +7,7 @@
 
 #define LONG_RUN 64u /* slots: as fast to read as any longer run */
 #define MOVES 256u   /* handed on at a time */
+#define WINDOW 256u  /* slots that are cleared for a node at a time */
 
 /* ---- chains ------------------------------------------------------------------------------------ */
 
@@ -126,8 +127,13 @@ typedef struct mover {
     ideft_carry_fn carry;
     void *arg;
     size_t budget, moved;
+    bool gained; /* some node has fewer runs now */
     ideft_move_t move[MOVES];
     uint32_t n;
+    /* for clearing windows: whose run begins at a slot (a hint; 0: unknown), where to look next */
+    uint32_t *owner;
+    uint32_t sweep;
+    bool found; /* a window, since the sweep began at the first slot */
 } mover_t;
 
 static deft_status_t hand_on(mover_t *m)
@@ -193,8 +199,150 @@ static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, u
     return status;
 }
 
+/* ---- clearing windows ---------------------------------------------------------------------------
+ * In a full pool the free slots may lie one by one, so that no run fits anywhere. Then short runs of
+ * other nodes are moved from between them to free slots elsewhere: as whole runs, so that nobody else
+ * becomes more scattered. */
+
+/* Note whose runs begin where. False: no memory, which is no error: nothing will be cleared. */
+static bool note_owners(mover_t *m)
+{
+    const ideft_forest_t *forest = m->forest;
+    const uint32_t n = ideft_pool_slots(forest->pool);
+    if (m->owner != NULL)
+        return true;
+    m->owner = ideft_zalloc(forest->host, n * sizeof(*m->owner), 64, "owners");
+    for (uint32_t i = 1; m->owner != NULL && i < forest->next_node; i++) {
+        if (forest->chunk.at[i >> IDEFT_CHUNK_BITS] == NULL || ideft_node(forest, i)->tree == 0)
+            continue;
+        const ideft_runs_t *runs = &ideft_node(forest, i)->runs;
+        for (uint32_t r = 0; r < ideft_runs_count(runs); r++)
+            m->owner[ideft_runs_at(runs)[r].slot] = i;
+    }
+    return m->owner != NULL;
+}
+
+/* Whom a window is cleared for: the runs of a node from `begin` on. */
+typedef struct client {
+    ideft_node_t *node;
+    uint32_t begin;
+} client_t;
+
+/* The node with a run at `slot` that can be moved, its place in the list and the offset of its tokens in
+ * the node. The client's own later runs may be moved too. NULL: there is none. */
+static ideft_node_t *find_victim(const mover_t *m, client_t client, uint32_t slot, uint32_t *run_p,
+                                 uint32_t *offset_p)
+{
+    if (slot >= ideft_pool_slots(m->forest->pool) || m->owner[slot] == 0)
+        return NULL;
+    ideft_node_t *node = ideft_node(m->forest, m->owner[slot]);
+    const ideft_run_t *run = ideft_runs_at(&node->runs);
+    *offset_p = node->gone;
+    for (uint32_t r = 0; r < ideft_runs_count(&node->runs); r++) {
+        const bool free_to_go = node != client.node || r > client.begin;
+        *run_p = r;
+        if (run[r].slot == slot)
+            return free_to_go && is_movable(m->forest, &run[r]) ? node : NULL;
+        *offset_p += run[r].n;
+    }
+    return NULL;
+}
+
+/* One more run goes from the end of a window, whose slots are taken; *end_p is its new end then. False:
+ * the run has to stay, or there is no place for it. */
+static bool push_out(mover_t *m, client_t client, uint32_t *end_p, deft_status_t *status_p)
+{
+    ideft_pool_t *pool = m->forest->pool;
+    uint32_t run, offset, to;
+    ideft_node_t *victim = find_victim(m, client, *end_p, &run, &offset);
+    if (victim == NULL)
+        return false;
+    const uint32_t index = m->owner[*end_p], n = ideft_runs_at(&victim->runs)[run].n;
+    const uint32_t next = *end_p + n, room = ideft_pool_room(pool, next);
+    ideft_pool_take_at(pool, next, room); /* the run must not end up right here */
+    const uint32_t got = ideft_pool_take(pool, n, &to);
+    if (got < n) {
+        if (got > 0)
+            ideft_pool_give(pool, to, got);
+        if (room > 0)
+            ideft_pool_give(pool, next, room);
+        return false;
+    }
+    *status_p = move_runs(m, victim, run, run + 1, offset, to, n);
+    m->owner[to] = index;
+    ideft_pool_take_at(pool, *end_p, n);
+    *end_p = next + room;
+    return *status_p == DEFT_OK;
+}
+
+/* A window of at least `least` slots and about `want`, taken. Returns its size; 0: there is none. */
+static uint32_t clear_window(mover_t *m, client_t client, uint32_t least, uint32_t want,
+                             uint32_t *slot_p, deft_status_t *status_p)
+{
+    ideft_pool_t *pool = m->forest->pool;
+    if (!note_owners(m))
+        return 0;
+    while (*status_p == DEFT_OK && m->moved < m->budget) {
+        const uint32_t begin = ideft_pool_next_free(pool, m->sweep);
+        if (begin == IDEFT_NONE && !m->found)
+            return 0;
+        if (begin == IDEFT_NONE) { /* once more: slots came free further down */
+            m->sweep = 0;
+            m->found = false;
+            continue;
+        }
+        uint32_t end = begin + ideft_pool_room(pool, begin);
+        ideft_pool_take_at(pool, begin, end - begin);
+        while (end - begin < want && m->moved < m->budget && push_out(m, client, &end, status_p))
+            ;
+        if (end - begin >= least) {
+            m->sweep = begin; /* what is left of it may serve again */
+            m->found = true;
+            *slot_p = begin;
+            return end - begin;
+        }
+        ideft_pool_give(pool, begin, end - begin);
+        m->sweep = end;
+    }
+    return 0;
+}
+
+/* Two short runs at `begin` and more become one in a window that is cleared for them. 0 runs: they
+ * cannot. */
+static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t begin, uint32_t offset,
+                                       size_t left, uint32_t *n_p)
+{
+    ideft_pool_t *pool = m->forest->pool;
+    deft_status_t status = DEFT_OK;
+    uint32_t slot = 0, want, least;
+    *n_p = 0;
+    if (movable(m->forest, &node->runs, begin, WINDOW, &want) - begin < 2)
+        return DEFT_OK;
+    const ideft_run_t *run = &ideft_runs_at(&node->runs)[begin];
+    least = run[0].n + run[1].n;
+    if (left / 2 < want) /* clearing a window may move as many tokens as it holds */
+        want = ideft_max(least, (uint32_t)(left / 2));
+    const uint32_t size = clear_window(m, (client_t){ node, begin }, least, want, &slot, &status);
+    if (size == 0)
+        return status;
+    /* where blocks of slots and of the node's tokens agree, if the window is large enough for that */
+    uint32_t skip = (offset - slot) % IDEFT_POOL_ALIGN;
+    skip = size >= least + skip + IDEFT_POOL_ALIGN ? skip : 0;
+    const uint32_t end = movable(m->forest, &node->runs, begin, size - skip, n_p);
+    if (skip > 0)
+        ideft_pool_give(pool, slot, skip);
+    if (size > skip + *n_p)
+        ideft_pool_give(pool, slot + skip + *n_p, size - skip - *n_p);
+    slot += skip;
+    const deft_status_t moved = move_runs(m, node, begin, end, offset, slot, *n_p);
+    m->owner[slot] = 0; /* it is where it should be */
+    return status == DEFT_OK ? moved : status;
+}
+
+/* ---- a node ------------------------------------------------------------------------------------- */
+
 /* Bring a node's short runs together, from the first on, where free slots serve: right after the run
- * before, or in a free extent if at least two become one there. */
+ * before, or in a free extent if at least two become one there, or in a window that is cleared. */
 static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
 {
     ideft_pool_t *pool = m->forest->pool;
@@ -207,17 +355,25 @@ static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
         const uint32_t most = ideft_max(room, ideft_pool_largest(pool));
         uint32_t n, to = before;
         const uint32_t end = movable(m->forest, runs, i, left < most ? left : most, &n);
-        const bool joins = n <= room;
-        if (n == 0 || (!joins && end - i < 2)) {
+        if (n > 0 && n <= room) {
+            ideft_pool_take_at(pool, before, n);
+            IDEFT_TRY(move_runs(m, node, i, end, offset, before, n));
+        } else if (end - i >= 2) {
+            const uint32_t got = ideft_pool_take_phase(pool, n, offset, &to);
+            IDEFT_ASSERT(got == n);
+            (void)got;
+            IDEFT_TRY(move_runs(m, node, i, end, offset, to, n));
+        } else {
+            IDEFT_TRY(compact_in_window(m, node, i, offset, left, &n));
+        }
+        if (n == 0) { /* nothing was gained here */
             offset += ideft_runs_at(runs)[i++].n;
             continue;
         }
-        const uint32_t got = joins ? ideft_pool_take_at(pool, before, n) : ideft_pool_take(pool, n, &to);
-        IDEFT_ASSERT(got == n);
-        (void)got;
-        IDEFT_TRY(move_runs(m, node, i, end, offset, to, n));
+        m->gained = true;
+        /* what adjoins the run before is part of it now: the next one has its place */
         offset += n;
-        i += to == before ? 0 : 1; /* what adjoins the run before is part of it now */
+        i += end_before(runs, i) == before || before == IDEFT_NONE ? 1 : 0;
     }
     return DEFT_OK;
 }
@@ -225,12 +381,15 @@ static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
 deft_status_t ideft_compact_runs(deft_tree_t *tree, uint32_t top, size_t budget,
                                  ideft_carry_fn carry, void *arg, size_t *moved_p)
 {
-    mover_t m = { .forest = tree->forest, .carry = carry, .arg = arg, .budget = budget };
+    ideft_forest_t *forest = tree->forest;
+    mover_t m = { .forest = forest, .carry = carry, .arg = arg, .budget = budget };
     deft_status_t status = DEFT_OK;
     for (uint32_t at = top; at != 0 && status == DEFT_OK && m.moved < budget;
-         at = ideft_node_after(m.forest, top, at))
-        status = compact_node(&m, ideft_node(m.forest, at));
-    m.forest->topology += m.moved > 0;
-    *moved_p = m.moved;
+         at = ideft_node_after(forest, top, at))
+        status = compact_node(&m, ideft_node(forest, at));
+    if (m.owner != NULL)
+        ideft_free(forest->host, m.owner, ideft_pool_slots(forest->pool) * sizeof(*m.owner));
+    forest->topology += m.moved > 0;
+    *moved_p = m.gained ? m.moved : 0; /* what was moved in vain must not be tried for ever */
     return status;
 }

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define FREE 0x80000000u
-#define ALIGN 16u /* slots: long runs begin at multiples of it, which devices read in whole blocks */
+#define ALIGN IDEFT_POOL_ALIGN
 #define BINS 128 /* 32 powers of two, 4 steps each (TLSF, Masmano et al., ECRTS 2004) */
 
 /* What a slot's entry says depends on what starts there. An edge bit is set for the first and for
@@ -182,15 +182,20 @@ static uint32_t take_inside(ideft_pool_t *pool, uint32_t extent, uint32_t skip, 
     return got;
 }
 
-uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
+uint32_t ideft_pool_take_phase(ideft_pool_t *pool, uint32_t n, uint32_t phase, uint32_t *slot_p)
 {
     const uint32_t fit = bin_fitting(n), b = fit < BINS ? next_bin(pool, fit) : BINS;
     const uint32_t extent = b < BINS ? pool->bin[b] : large_extent(pool);
     if (extent == IDEFT_NONE)
         return 0;
     const uint32_t have = extent_length(pool, extent);
-    const uint32_t pad = n >= ALIGN ? (ALIGN - extent % ALIGN) % ALIGN : 0;
+    const uint32_t pad = n >= ALIGN ? (phase - extent) % ALIGN : 0;
     return take_inside(pool, extent, have >= pad && have - pad >= n ? pad : 0, n, slot_p);
+}
+
+uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
+{
+    return ideft_pool_take_phase(pool, n, 0, slot_p);
 }
 
 uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
@@ -227,6 +232,32 @@ uint32_t ideft_pool_largest(const ideft_pool_t *pool)
 {
     const uint32_t extent = large_extent(pool);
     return extent == IDEFT_NONE ? 0 : extent_length(pool, extent);
+}
+
+uint32_t ideft_pool_next_free(const ideft_pool_t *pool, uint32_t slot)
+{
+    for (uint32_t w = slot >> 6; w < (pool->n_slots + 63) / 64; w++) {
+        uint64_t bits = pool->edge[w];
+        if (w == slot >> 6)
+            bits &= ~(uint64_t)0 << (slot & 63);
+        if (bits != 0)
+            return w * 64 + (uint32_t)__builtin_ctzll(bits);
+    }
+    return IDEFT_NONE;
+}
+
+/* They join the free extents that they adjoin. */
+void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n)
+{
+    pool->n_free += n;
+    if (slot > 0 && is_edge(pool, slot - 1)) {
+        const uint32_t before = pool->slot[slot - 1].extent;
+        n += extent_unlink(pool, before);
+        slot = before;
+    }
+    if (slot + n < pool->n_slots && is_edge(pool, slot + n))
+        n += extent_unlink(pool, slot + n);
+    extent_link(pool, slot, n);
 }
 
 /* ---- spans ---------------------------------------------------------------------------------- */
@@ -275,20 +306,6 @@ void ideft_span_ref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
         pool->slot[slot].owners++;
 }
 
-/* Give slots without a span back: they join the free extents that they adjoin. */
-static void give(ideft_pool_t *pool, uint32_t slot, uint32_t n)
-{
-    pool->n_free += n;
-    if (slot > 0 && is_edge(pool, slot - 1)) {
-        const uint32_t before = pool->slot[slot - 1].extent;
-        n += extent_unlink(pool, before);
-        slot = before;
-    }
-    if (slot + n < pool->n_slots && is_edge(pool, slot + n))
-        n += extent_unlink(pool, slot + n);
-    extent_link(pool, slot, n);
-}
-
 void ideft_span_unref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 {
     const uint32_t end = slot + n;
@@ -296,7 +313,7 @@ void ideft_span_unref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
         const uint32_t len = pool->slot[slot].length;
         IDEFT_ASSERT(len > 0 && len <= end - slot && pool->slot[slot].owners > 0);
         if (--pool->slot[slot].owners == 0)
-            give(pool, slot, len);
+            ideft_pool_give(pool, slot, len);
         slot += len;
     }
 }

@@ -20,16 +20,26 @@ uint32_t ideft_pool_vacant(const ideft_pool_t *pool); /* that nobody owns */
 
 /* ---- free slots ---- */
 
+/* Devices read slots in whole blocks of so many, as columns of a node: fastest where a token's slot and
+ * its offset in the node agree modulo this. */
+#define IDEFT_POOL_ALIGN 16u
+
 /* Take up to n slots that adjoin, n if an extent has them, else the largest extent there is.
- * From 16 slots on the run starts at a multiple of 16 where that costs nothing (blocks of vectors).
+ * From IDEFT_POOL_ALIGN slots on the run starts at a multiple of it where that costs nothing.
  * Returns how many: 0 only when nothing is free. They belong to the caller, without a span. */
 uint32_t ideft_pool_take(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
+/* The same where slot % IDEFT_POOL_ALIGN is to be that of `phase`. */
+uint32_t ideft_pool_take_phase(ideft_pool_t *pool, uint32_t n, uint32_t phase, uint32_t *slot_p);
 /* The same from the middle of free space, so that the run can be extended in place later. */
 uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p);
 /* Take up to n free slots that start at `slot` exactly; returns how many. */
 uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* How many slots are free from `slot` on, which follows an owned one. */
 uint32_t ideft_pool_room(const ideft_pool_t *pool, uint32_t slot);
+/* The first free extent from `slot` on, which is not inside one; IDEFT_NONE: there is none. */
+uint32_t ideft_pool_next_free(const ideft_pool_t *pool, uint32_t slot);
+/* Give slots that were taken back. */
+void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* Length of a large extent: at most a quarter shorter than the largest; 0 when nothing is free. */
 uint32_t ideft_pool_largest(const ideft_pool_t *pool);
 
