@@ -19,13 +19,30 @@ if HAVE_CUDA
 libtests_la_SOURCES += tests/support/device_fault.cu
 endif
 
-tests_programs = tests/unit/test_abi tests/unit/oom_sweep tests/unit/stress_tree tests/unit/fuzz_ops
+tests_programs = tests/unit/test_abi tests/unit/oom_sweep tests/unit/stress_tree tests/unit/fuzz_ops \
+	tests/unit/test_node_hooks
 if HAVE_CHECK
 tests_programs += tests/unit/test_attention tests/unit/test_attention_properties tests/unit/test_batch_invariance \
-	tests/unit/test_context tests/unit/test_large_trees tests/unit/test_plan_image tests/unit/test_pool \
+	tests/unit/test_cancel tests/unit/test_compact tests/unit/test_context tests/unit/test_cpu_device \
+	tests/unit/test_evict tests/unit/test_large_trees tests/unit/test_planner tests/unit/test_plan_image tests/unit/test_pool \
 	tests/unit/test_step tests/unit/test_tree tests/unit/test_tree_print tests/unit/test_tree_walk
-tests_unit_test_plan_image_SOURCES = tests/unit/test_plan_image.c cuda/image.c cuda/image.h cuda/kernels.h
+tests_unit_test_plan_image_SOURCES = tests/unit/test_plan_image.c cuda/plan_image.c cuda/plan_image.h cuda/kernels.h
 tests_unit_test_plan_image_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/lib -I$(top_srcdir)/cuda
+# Layers by themselves, since libdeft.so hides what is inside: a program that uses more than the folders
+# it names does not link.
+tests_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/threads.c lib/base/threads.h \
+	lib/base/vec.c lib/base/vec.h lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h
+tests_unit_test_planner_SOURCES = tests/unit/test_planner.c $(tests_base) lib/forest/compact.c lib/forest/forest.h \
+	lib/forest/grow.c lib/forest/lookup.c lib/forest/nodes.c lib/forest/pool.c lib/forest/pool.h \
+	lib/forest/runs.c lib/forest/runs.h lib/forest/selfcheck.c lib/forest/shrink.c lib/plan/cost.c lib/plan/cost.h \
+	lib/plan/order.c lib/plan/patch.c lib/plan/plan.h lib/plan/plan_make.c lib/plan/planner.h lib/plan/splits.c \
+	lib/plan/stats.c
+tests_unit_test_planner_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
+tests_unit_test_planner_LDADD = $(LDADD) $(MIMALLOC_LIBS)
+tests_unit_test_cpu_device_SOURCES = tests/unit/test_cpu_device.c $(tests_base) lib/cpu/arena.h lib/cpu/cpu_device.c \
+	lib/cpu/isa.c lib/cpu/isa_scalar.c lib/cpu/kernel.h lib/cpu/state.h lib/device.h
+tests_unit_test_cpu_device_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
+tests_unit_test_cpu_device_LDADD = $(LDADD) $(libdeft_la_LIBADD)
 if HAVE_ENGINE
 tests_programs += tests/engine/test_countdown tests/engine/test_draft tests/engine/test_engine tests/engine/test_gguf \
 	tests/engine/test_matmul tests/engine/test_sampler tests/engine/test_tokenizer
@@ -48,7 +65,8 @@ endif
 
 # test_cuda, and test_candidates_cuda where it is, are run by cuda.sh.
 check_PROGRAMS += $(tests_programs) tests/unit/test_cuda
-tests_scripts = tests/cuda.sh tests/engine/examples.sh tests/gates/headers.sh tests/gates/man.sh tests/gates/symbols.sh
+tests_scripts = tests/cuda.sh tests/engine/examples.sh tests/gates/headers.sh tests/gates/layers.sh \
+	tests/gates/man.sh tests/gates/symbols.sh
 TESTS += $(tests_programs) $(tests_scripts)
 
 # The benchmark: verifies first, then times.
@@ -92,12 +110,14 @@ paper: tests/bench/deft_bench
 .PHONY: paper
 
 # What check-threads runs.
-threads_tests = tests/unit/test_context tests/unit/test_step tests/unit/test_attention \
-	tests/unit/test_attention_properties tests/unit/test_batch_invariance tests/unit/stress_tree
+threads_tests = tests/unit/test_context tests/unit/test_step tests/unit/test_cancel tests/unit/test_cpu_device \
+	tests/unit/test_attention tests/unit/test_attention_properties tests/unit/test_batch_invariance tests/unit/stress_tree
 if HAVE_ENGINE
 threads_tests += tests/engine/test_matmul tests/engine/test_engine
 endif
 
 # What check-valgrind runs.
 valgrind_tests = tests/unit/test_context tests/unit/test_tree tests/unit/test_pool tests/unit/test_step \
+	tests/unit/test_compact tests/unit/test_evict tests/unit/test_node_hooks tests/unit/test_planner \
+	tests/unit/test_cpu_device \
 	tests/unit/test_attention_properties tests/unit/test_batch_invariance

@@ -12,7 +12,7 @@
 #include "jobs.h"
 #include "model.h"
 #include "sampler.h"
-#include "search.h"
+#include "beam.h"
 #include "suite.h"
 #include "util.h"
 

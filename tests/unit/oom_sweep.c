@@ -21,12 +21,42 @@ typedef struct stage {
     t_bytes_t text;
 } stage_t;
 
+/* Does the call allocate? */
+enum { NEVER, MAY, MUST };
+
 typedef struct scene {
     const char *name;
     void (*prepare)(stage_t *s);
     deft_status_t (*call)(stage_t *s);
-    bool may_run_dry; /* 0 allocations are fine: the call need not allocate */
+    int allocates;
+    bool hooks; /* nodes carry states, cloned through the allocator */
 } scene_t;
+
+/* ---- states of nodes ---- */
+
+static t_mem_t *hook_mem; /* of the context that is swept */
+
+static deft_status_t clone_state(void *arg, void *user, void **copy_p)
+{
+    const deft_allocator_t hook = t_mem_hook(hook_mem);
+    uint64_t *copy = hook.alloc(hook.arg, sizeof(*copy), 8, "state");
+
+    (void)arg;
+    if (copy == NULL) {
+        return DEFT_ERR_NOMEM;
+    }
+    *copy = *(uint64_t *)user;
+    *copy_p = copy;
+    return DEFT_OK;
+}
+
+static void free_state(void *arg, void *user)
+{
+    const deft_allocator_t hook = t_mem_hook(hook_mem);
+
+    (void)arg;
+    hook.free(hook.arg, user, sizeof(uint64_t));
+}
 
 static uint32_t n_threads = 1;
 static deft_split_t split = DEFT_SPLIT_AUTO;
@@ -106,12 +136,39 @@ static void prepare_fragmented(stage_t *s)
     }
 }
 
+/* Free slots are single ones. */
+static void prepare_chequer(stage_t *s)
+{
+    prepare_tree(s);
+    const size_t n = s->w->info.pool_tokens - world_info(s->w).live_tokens;
+
+    T_OK(s_fork(s->w, s->t2, s->t2->root, n));
+    for (size_t i = 0; i < n; i++) {
+        T_OK(s_append(s->w, s->t2, s_kid(s->t2->root, i), 1, NULL));
+    }
+    for (size_t i = 0; i < n / 2; i++) {
+        T_OK(s_prune(s->w, s->t2, s_kid(s->t2->root, i)));
+    }
+}
+
 static void prepare_shared(stage_t *s)
 {
     stree_t *copy = NULL;
 
     prepare_computed(s);
     T_OK(world_share(s->w, s->t, s->node, &copy));
+}
+
+/* A state on the node that the call is about; the shadow knows its pointer. */
+static void prepare_states(stage_t *s)
+{
+    uint64_t first = 4;
+    void *user = NULL;
+
+    prepare_computed(s);
+    hook_mem = &s->w->mem;
+    T_OK(clone_state(NULL, &first, &user));
+    T_OK(s_set_user(s->w, s->t, s->node, user));
 }
 
 static deft_status_t call_tree_create(stage_t *s)
@@ -156,6 +213,91 @@ static deft_status_t call_share(stage_t *s)
 static deft_status_t call_compact(stage_t *s)
 {
     return deft_tree_compact(s->t2->tree, s->t2->root->h, 0, DEFT_COMPACT_CHAINS, NULL);
+}
+
+static deft_status_t call_fork_append(stage_t *s)
+{
+    return deft_tree_fork_append(s->t->tree, s->node->h, 400, NULL, s->kids);
+}
+
+static deft_status_t call_fork_few(stage_t *s)
+{
+    return deft_tree_fork(s->t->tree, s->node->h, 20, s->kids);
+}
+
+static deft_status_t call_fork_at_few(stage_t *s)
+{
+    deft_node_t tail;
+
+    return deft_tree_fork_at(s->t->tree, s->node->h, s->node->len / 2, 20, s->kids, &tail);
+}
+
+static deft_status_t call_evict(stage_t *s)
+{
+    return deft_tree_evict(s->t->tree, s->node->h, s->node->computed / 2);
+}
+
+static deft_status_t call_evict_unseen(stage_t *s)
+{
+    size_t freed;
+
+    return deft_tree_evict_unseen(s->t->tree, &freed);
+}
+
+static deft_status_t call_prune(stage_t *s)
+{
+    return deft_tree_prune(s->t->tree, s->node->h);
+}
+
+static deft_status_t call_commit(stage_t *s)
+{
+    return deft_tree_commit(s->t->tree, s->node->h, DEFT_COMMIT_PATH);
+}
+
+static deft_status_t call_footprint(stage_t *s)
+{
+    deft_footprint_t fp = DEFT_FOOTPRINT_INIT;
+
+    return deft_tree_footprint(s->t->tree, s->t->root->h, &fp);
+}
+
+static deft_status_t call_trim(stage_t *s)
+{
+    return deft_ctx_trim(s->w->ctx);
+}
+
+static deft_status_t call_compact_move(stage_t *s)
+{
+    return deft_tree_compact(s->t2->tree, s->t2->root->h, 30, DEFT_COMPACT_MOVE, NULL);
+}
+
+/* A scattered node between those of others: they are in its way. */
+static void prepare_crowded(stage_t *s)
+{
+    prepare_chequer(s);
+    T_OK(s_append(s->w, s->t, s->node, (s->w->info.pool_tokens - world_info(s->w).live_tokens) / 2, NULL));
+}
+
+static deft_status_t call_compact_crowded(stage_t *s)
+{
+    return deft_tree_compact(s->t->tree, s->node->h, 100, DEFT_COMPACT_MOVE, NULL);
+}
+
+/* A chain below a branch, with tokens that wait and a node of none in it. */
+static void prepare_chains(stage_t *s)
+{
+    prepare_chain(s);
+    T_OK(s_fork(s->w, s->t2, s->t2->root, 1));
+    s->node = s_last_kid(s->t2->root);
+    for (size_t i = 0; i < 30; i++) {
+        T_OK(s_fork(s->w, s->t2, s->node, 1));
+        s->node = s_kid(s->node, 0);
+        if (i % 5 != 4) {
+            T_OK(s_append(s->w, s->t2, s->node, 3, NULL));
+            T_OK(s_append(s->w, s->t2, s_kid(s->t2->root, 0)->n_kids == 0 ? s_kid(s->t2->root, 0) : s->node, 1,
+                          NULL));
+        }
+    }
 }
 
 /* A node that ends in three short runs, where a branch was between them. */
@@ -224,29 +366,46 @@ static deft_status_t call_attend(stage_t *s)
 }
 
 static const scene_t scenes[] = {
-    { "tree_create", prepare_tree, call_tree_create, true },
-    { "fork", prepare_tree, call_fork, false },
-    { "fork_at", prepare_tree, call_fork_at, false },
-    { "fork_at shared", prepare_shared, call_fork_at, false },
-    { "append", prepare_tree, call_append, true },
-    { "append without ids", prepare_tree, call_append_no_ids, true },
-    { "append fragmented", prepare_fragmented, call_append, false },
-    { "truncate", prepare_computed, call_truncate, true },
-    { "truncate shared", prepare_shared, call_truncate, true },
-    { "share", prepare_computed, call_share, true },
-    { "compact chain", prepare_chain, call_compact, false },
-    { "compact runs", prepare_runs, call_compact, true },
-    { "find", prepare_tree, call_find, true },
-    { "print", prepare_tree, call_print, true },
-    { "check", prepare_tree, call_check, true },
+    { "tree_create", prepare_tree, call_tree_create, MAY, false },
+    { "fork", prepare_tree, call_fork, MUST, false },
+    { "fork with states", prepare_states, call_fork_few, MUST, true },
+    { "fork_append", prepare_tree, call_fork_append, MAY, false },
+    { "fork_append fragmented", prepare_chequer, call_fork_append, MUST, false },
+    { "fork_append, a state", prepare_states, call_fork_append, MUST, true },
+    { "fork_at", prepare_tree, call_fork_at, MUST, false },
+    { "fork_at shared", prepare_shared, call_fork_at, MUST, false },
+    { "fork_at with states", prepare_states, call_fork_at_few, MUST, true },
+    { "append", prepare_tree, call_append, MAY, false },
+    { "append without ids", prepare_tree, call_append_no_ids, MAY, false },
+    { "append fragmented", prepare_fragmented, call_append, MUST, false },
+    { "truncate", prepare_computed, call_truncate, NEVER, false },
+    { "truncate shared", prepare_shared, call_truncate, NEVER, false },
+    { "prune", prepare_computed, call_prune, NEVER, false },
+    { "prune shared", prepare_shared, call_prune, NEVER, false },
+    { "commit", prepare_shared, call_commit, NEVER, false },
+    { "evict", prepare_computed, call_evict, NEVER, false },
+    { "evict shared", prepare_shared, call_evict, NEVER, false },
+    { "evict_unseen", prepare_shared, call_evict_unseen, NEVER, false },
+    { "share", prepare_computed, call_share, MAY, false },
+    { "share with a state", prepare_states, call_share, MUST, true },
+    { "compact chain", prepare_chain, call_compact, MUST, false },
+    { "compact chains", prepare_chains, call_compact, MUST, false },
+    { "compact runs", prepare_runs, call_compact, MAY, false },
+    { "compact, moving", prepare_fragmented, call_compact_move, MAY, false },
+    { "compact, crowded", prepare_crowded, call_compact_crowded, MUST, false },
+    { "trim", prepare_shared, call_trim, NEVER, false },
+    { "footprint", prepare_shared, call_footprint, NEVER, false },
+    { "find", prepare_tree, call_find, MAY, false },
+    { "print", prepare_tree, call_print, NEVER, false },
+    { "check", prepare_tree, call_check, MAY, false },
 };
 
 static const scene_t step_scenes[] = {
-    { "step_begin cold", prepare_cold, call_step, false },
-    { "step_begin", prepare_tree, call_step, true },
-    { "step_begin invariant", prepare_tree, call_step_invariant, true },
-    { "step_begin fragmented", prepare_fragmented, call_step, true },
-    { "whole step", prepare_fragmented, call_attend, true },
+    { "step_begin cold", prepare_cold, call_step, MUST, false },
+    { "step_begin", prepare_tree, call_step, MAY, false },
+    { "step_begin invariant", prepare_tree, call_step_invariant, MAY, false },
+    { "step_begin fragmented", prepare_fragmented, call_step, MAY, false },
+    { "whole step", prepare_fragmented, call_attend, MAY, false },
 };
 
 static deft_config_t config(void)
@@ -257,6 +416,7 @@ static deft_config_t config(void)
     cfg.n_threads = n_threads;
     cfg.split = split;
     cfg.chunk_tokens = 16;
+    cfg.window = split == DEFT_SPLIT_AUTO ? 24 : 0;
     return cfg;
 }
 
@@ -271,7 +431,8 @@ static size_t snapshot_trees(const stage_t *s, deft_tree_t **trees)
 /* One failure at call n. Returns false where the call no longer reaches it. */
 static bool sweep_one(const scene_t *scene, size_t n, bool sticky)
 {
-    const deft_config_t cfg = config();
+    deft_config_t cfg = config();
+    cfg.hooks = (deft_node_hooks_t){ scene->hooks ? clone_state : NULL, scene->hooks ? free_state : NULL, NULL };
     stage_t s = { .w = world_new(&cfg, 5, false) };
     t_bytes_t before = { 0 }, after = { 0 };
     deft_tree_t *trees[8];
@@ -325,7 +486,8 @@ static void sweep(const scene_t *scene)
             printf("%-24s %3zu allocations (split %s, %u threads)\n", scene->name, n,
                    t_split_name(split), n_threads);
         }
-        T_CHECK(n > 0 || scene->may_run_dry, "%s never allocated", scene->name);
+        T_CHECK(n > 0 || scene->allocates != MUST, "%s never allocated", scene->name);
+        T_CHECK(n == 0 || scene->allocates != NEVER, "%s allocates", scene->name);
     }
 }
 

@@ -99,7 +99,7 @@ START_TEST(test_compact_leaves_other_subtrees)
 }
 END_TEST
 
-/* A run is moved as a whole: at most 63 tokens beyond the budget. */
+/* Runs are moved as a whole: at most 200 tokens beyond the budget. */
 START_TEST(test_compact_keeps_its_budget)
 {
     size_t calls = 0, total = 0, moved = 1;
@@ -113,7 +113,7 @@ START_TEST(test_compact_keeps_its_budget)
         const size_t runs = runs_of(t, t->root), budget = 1 + calls * 7 % 50;
 
         T_OK(s_compact(w, t, t->root, budget, DEFT_COMPACT_MOVE, &moved));
-        T_CHECK(moved <= budget + 63, "%zu tokens, the budget was %zu", moved, budget);
+        T_CHECK(moved <= budget + 200, "%zu tokens, the budget was %zu", moved, budget);
         T_CHECK(moved == 0 || runs_of(t, t->root) < runs, "moved %zu, still %zu runs", moved, runs);
         total += moved;
         T_CHECK(++calls < 200, "it never ends");
@@ -154,7 +154,7 @@ START_TEST(test_compact_leaves_shared_runs)
 }
 END_TEST
 
-/* Where no free slots adjoin everything stays. */
+/* Where nothing is free everything stays; so does what no free slots could take. */
 START_TEST(test_compact_in_a_full_pool)
 {
     size_t moved = 7;
@@ -168,10 +168,10 @@ START_TEST(test_compact_in_a_full_pool)
     w->check = true;
     REFUSED(deft_tree_compact(t->tree, t->root->h, 0, DEFT_COMPACT_MOVE, &moved), DEFT_OK);
     ck_assert_uint_eq(moved, 0);
-    T_OK(s_prune(w, t2, s_kid(t2->root, 0))); /* one slot: no two runs become one there */
+    T_OK(s_prune(w, t2, s_kid(t2->root, 0))); /* one slot */
     T_OK(s_compact(w, t, t->root, 0, DEFT_COMPACT_MOVE, &moved));
-    ck_assert_uint_le(moved, 1);
     world_verify(w);
+    T_OK(deft_tree_check(t->tree));
 }
 END_TEST
 
@@ -216,7 +216,7 @@ static void scattered(deft_config_t cfg, size_t n)
     leaf = s_kid(st->root, 0);
     while (moved > 0) {
         T_OK(s_compact(w, st, st->root, 256, DEFT_COMPACT_MOVE, &moved));
-        T_CHECK(moved <= 256 + 63, "%zu tokens", moved);
+        T_CHECK(moved <= 256 + 200, "%zu tokens", moved);
         if (calls++ % 8 == 0 || moved == 0) {
             T_OK(s_append(w, st, leaf, 1, NULL));
             add_step(w, calls % 16 == 1 ? DEFT_STEP_INVARIANT : 0, &err);
@@ -231,6 +231,94 @@ static void scattered(deft_config_t cfg, size_t n)
     w = was;
 }
 
+/* Free slots lie one by one between those of neighbours: these give way, as whole runs, with their KV.
+ * shared: some of the neighbours' slots have a second owner, and stay. */
+static void crowded(deft_config_t cfg, size_t n, bool shared)
+{
+    size_t moved = 1, calls = 0, neighbours = 0;
+    world_t *was = w;
+    s_err_t err = { 0 };
+    stree_t *st, *other, *copy = NULL;
+    snode_t *leaf;
+
+    cfg.pool_tokens = 3 * n;
+    w = world_new(&cfg, 6, true);
+    st = world_tree(w);
+    other = world_tree(w);
+    T_OK(s_fork(w, other, other->root, 3 * n));
+    for (size_t i = 0; i < 3 * n; i++) {
+        T_OK(s_append(w, other, s_kid(other->root, i), 1, NULL));
+    }
+    add_step(w, 0, &err);
+    for (size_t i = 0; i < n + n / 2; i++) { /* every second */
+        T_OK(s_prune(w, other, s_kid(other->root, i)));
+    }
+    if (shared) {
+        T_OK(world_share(w, other, s_kid(other->root, 20), &copy));
+    }
+    T_OK(s_append(w, st, st->root, n, NULL)); /* n/2 single slots are left */
+    add_step(w, 0, &err);
+    T_OK(s_fork(w, st, st->root, 1));
+    leaf = s_kid(st->root, 0);
+    const size_t before = runs_of(st, st->root);
+    T_CHECK(before > n / 2, "%zu runs of %zu tokens", before, n);
+    for (size_t i = 0; i < other->root->n_kids; i++) {
+        neighbours += runs_of(other, s_kid(other->root, i));
+    }
+    while (moved > 0) {
+        const size_t budget = calls % 3 == 2 ? 0 : 50;
+
+        T_OK(s_compact(w, st, st->root, budget, DEFT_COMPACT_MOVE, &moved));
+        T_CHECK(budget == 0 || moved <= budget + 200, "%zu tokens", moved);
+        T_CHECK(++calls < n, "it never ends");
+        if (calls % 4 == 1) {
+            T_OK(s_append(w, st, leaf, 1, NULL));
+            T_OK(s_append(w, other, s_kid(other->root, calls % other->root->n_kids), 1, NULL));
+            add_step(w, calls % 8 == 1 ? DEFT_STEP_INVARIANT : 0, &err);
+            T_OK(s_truncate(w, other, s_kid(other->root, calls % other->root->n_kids), 1));
+        }
+    }
+    T_CHECK(runs_of(st, st->root) <= 4 + n / 64, "%zu runs are left of %zu", runs_of(st, st->root), before);
+    for (size_t i = 0; i < other->root->n_kids; i++) {
+        neighbours -= runs_of(other, s_kid(other->root, i));
+        if (i % 4 == 0 && w->info.pool_tokens > world_info(w).live_tokens) {
+            T_OK(s_append(w, other, s_kid(other->root, i), 1, NULL));
+        }
+    }
+    T_CHECK(neighbours == 0, "the neighbours became more scattered");
+    add_step(w, 0, &err); /* every fourth neighbour reads its KV where it is now */
+    T_CHECK(s_err_norm(&err) < s_tolerance(&w->info), "error %g", s_err_norm(&err));
+    world_verify(w);
+    T_OK(deft_tree_check(st->tree));
+    world_free(w);
+    w = was;
+}
+
+START_TEST(test_compact_moves_neighbours_from_between)
+{
+    unsetenv("DEFT_DEBUG_CHECK");
+    for (int type = DEFT_F32; type <= DEFT_BF16; type++) {
+        lane_t lanes[LANES_MAX];
+        const size_t n = problem_lanes((deft_dtype_t)type, lanes);
+
+        for (size_t i = 0; i < n; i++) {
+            deft_config_t cfg = t_config(1);
+
+            if (t_scale() < 0.1 && i % 3 != (size_t)type % 3) {
+                continue;
+            }
+            t_note("crowded: %s, isa %s", t_type_name((deft_dtype_t)type), t_isa_name(lanes[i].isa));
+            cfg.device = lanes[i].device;
+            cfg.isa = lanes[i].isa;
+            cfg.kv_type = (deft_dtype_t)type;
+            cfg.n_layers = 2;
+            cfg.split = problem_splits[(i + (size_t)type) % 5];
+            crowded(cfg, i == 1 ? 800 : 200, i % 2 == 1);
+        }
+    }
+}
+END_TEST
+
 START_TEST(test_compact_of_a_scattered_node)
 {
     unsetenv("DEFT_DEBUG_CHECK");
@@ -241,6 +329,9 @@ START_TEST(test_compact_of_a_scattered_node)
         for (size_t i = 0; i < n; i++) {
             deft_config_t cfg = t_config(1);
 
+            if (t_scale() < 0.1 && i % 3 != (size_t)type % 3) {
+                continue;
+            }
             t_note("scattered: %s, isa %s", t_type_name((deft_dtype_t)type), t_isa_name(lanes[i].isa));
             cfg.device = lanes[i].device;
             cfg.isa = lanes[i].isa;
@@ -438,6 +529,33 @@ START_TEST(test_compact_chains_around_evicted_tokens)
 }
 END_TEST
 
+/* A node of no tokens joins the one below it, and may then have evicted tokens in front. */
+START_TEST(test_compact_chains_around_an_empty_node)
+{
+    for (size_t n_empty = 1; n_empty <= 3; n_empty++) {
+        snode_t *a, *b, *node;
+
+        T_OK(s_fork_append(w, t, t->root, 5, NULL));
+        node = a = s_last_kid(t->root);
+        for (size_t i = 0; i < n_empty; i++) {
+            T_OK(s_fork(w, t, node, 1));
+            node = s_kid(node, 0);
+        }
+        T_OK(s_fork_append(w, t, node, 6, NULL));
+        b = s_kid(node, 0);
+        compute_all(w);
+        T_OK(s_evict(w, t, b, 2));
+        T_OK(s_compact(w, t, t->root, 0, DEFT_COMPACT_CHAINS, NULL));
+        ck_assert_ptr_eq(s_kid(a, 0), b); /* the empty ones are part of it, a is not */
+        ck_assert(b->len == 6 && b->gone == 2);
+        world_verify(w);
+        T_OK(s_append(w, t, b, 1, NULL));
+        compute_all(w);
+        world_verify(w);
+    }
+}
+END_TEST
+
 /* A plan that was made before is not patched into one of a joined tree; results are right. */
 START_TEST(test_compact_chains_between_decode_steps)
 {
@@ -507,12 +625,14 @@ int main(void)
         test_compact_keeps_its_budget,
         test_compact_leaves_shared_runs,
         test_compact_in_a_full_pool,
+        test_compact_moves_neighbours_from_between,
         test_compact_of_a_scattered_node,
         test_compact_with_uncomputed_and_evicted_tokens,
         test_compact_chains_end_in_their_last_node,
         test_compact_chains_only_below_the_node,
         test_compact_chains_keep_the_order_of_rows,
         test_compact_chains_around_evicted_tokens,
+        test_compact_chains_around_an_empty_node,
         test_compact_chains_between_decode_steps,
         test_compact_refuses,
     };

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "image.h"
+#include "plan_image.h"
 #include "context_int.h"
 
 typedef struct reader {

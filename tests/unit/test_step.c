@@ -194,6 +194,115 @@ START_TEST(test_step_abandon_leaves_all_as_it_was)
 }
 END_TEST
 
+/* ---- handles ---- */
+
+/* The handle names no open step. */
+static void expect_stale(deft_step_t step)
+{
+    deft_step_stats_t stats, poison;
+
+    memset(&stats, 0x44, sizeof(stats));
+    stats.struct_size = sizeof(stats);
+    poison = stats;
+    REFUSED(deft_step_write(step, 0, zeros, zeros), DEFT_ERR_STALE);
+    REFUSED(deft_step_attend(step, 0, zeros, outputs), DEFT_ERR_STALE);
+    REFUSED(deft_step_end(step), DEFT_ERR_STALE);
+    REFUSED(deft_step_stats(step, &stats), DEFT_ERR_STALE);
+    ck_assert_mem_eq(&stats, &poison, sizeof(stats));
+    ck_assert_uint_eq(deft_step_tokens(step), 0);
+    ck_assert_ptr_null(deft_step_positions(step));
+    ck_assert_ptr_null(deft_step_ids(step));
+    ck_assert_ptr_null(deft_step_nodes(step));
+    deft_step_abandon(step);
+    deft_step_cancel(step);
+}
+
+/* Whatever way a step has ended its handle is refused, and never taken for the next one. */
+START_TEST(test_step_handles_of_ended_steps_are_refused)
+{
+    deft_step_t old[5] = { DEFT_STEP_INIT }, step;
+
+    plant();
+    for (int how = 0; how < 5; how++) {
+        T_OK(s_append(w, t2, t2->root, 2, NULL));
+        old[how] = begin();
+        ck_assert_ptr_eq(old[how].ctx, w->ctx);
+        ck_assert_uint_eq(old[how].number, 1 + (uint64_t)how + (how > 3)); /* they are counted from 1 */
+        if (how == 0) {
+            T_OK(deft_step_write(old[0], 0, zeros, zeros));
+            deft_step_abandon(old[0]);
+        } else if (how == 1) {
+            deft_step_abandon(old[1]);
+        } else if (how == 2) {
+            deft_step_cancel(old[2]);
+            deft_step_abandon(old[2]);
+        } else if (how == 3) {
+            deft_step_abandon(old[3]);
+            compute_all(w); /* the fifth step */
+        } else {
+            world_drop(w, t2); /* abandons it */
+            t2 = t;
+        }
+        for (int i = 0; i <= how; i++) {
+            expect_stale(old[i]);
+        }
+    }
+    T_OK(s_append(w, t, s_kid(t->root, 1), 2, NULL));
+    step = begin();
+    for (int i = 0; i < 5; i++) {
+        expect_stale(old[i]);
+    }
+    expect_stale((deft_step_t){ w->ctx, step.number + 1 }); /* that was never given out */
+    expect_stale((deft_step_t){ w->ctx, UINT64_MAX });
+    ck_assert_uint_eq(deft_step_tokens(step), 2);
+    T_OK(deft_step_write(step, 0, zeros, zeros));
+    T_OK(deft_step_attend(step, 0, zeros, outputs));
+    T_OK(deft_step_end(step));
+    s_kid(t->root, 1)->computed += 2;
+    expect_stale(step);
+    world_verify(w);
+}
+END_TEST
+
+START_TEST(test_step_handles_of_other_contexts)
+{
+    deft_step_t step, other = DEFT_STEP_INIT;
+
+    plant();
+    step = begin();
+    T_STATUS(deft_step_end((deft_step_t){ other_w->ctx, step.number }), DEFT_ERR_STALE);
+    T_OK(s_append(other_w, other_t, other_t->root, 3, NULL));
+    T_OK(deft_step_begin(other_w->ctx, NULL, 0, 0, &other));
+    ck_assert_uint_eq(other.number, step.number);
+    ck_assert_uint_eq(deft_step_tokens(other), 3);
+    ck_assert_uint_eq(deft_step_tokens(step), 14);
+    deft_step_abandon(other);
+    ck_assert_uint_eq(deft_step_tokens(step), 14);
+    T_OK(deft_step_write(step, 0, zeros, zeros));
+    deft_step_abandon(step);
+}
+END_TEST
+
+/* A listed node without uncomputed tokens is nothing to compute. */
+START_TEST(test_step_begin_with_an_empty_entry)
+{
+    deft_step_t step = DEFT_STEP_INIT;
+    deft_rows_t rows[2];
+
+    plant();
+    compute_all(w);
+    T_OK(s_append(w, t, s_kid(t->root, 1), 1, NULL));
+    rows[0] = (deft_rows_t){ t->tree, s_kid(t->root, 1)->h, 0 };
+    rows[1] = (deft_rows_t){ t->tree, s_kid(t->root, 0)->h, 0 };
+    REFUSED(deft_step_begin(w->ctx, rows, 2, 0, &step), DEFT_ERR_EMPTY);
+    rows[1].n = 1;
+    REFUSED_OR(deft_step_begin(w->ctx, rows, 2, 0, &step), DEFT_ERR_STATE, DEFT_ERR_EMPTY);
+    ck_assert(is_none(step));
+    T_OK(deft_step_begin(w->ctx, rows, 1, 0, &step));
+    deft_step_abandon(step);
+}
+END_TEST
+
 START_TEST(test_step_destroying_a_tree_abandons_it)
 {
     plant();
@@ -572,6 +681,9 @@ int main(void)
         test_step_begin_refuses_uncomputed_ancestors,
         test_step_open_refuses_mutators,
         test_step_abandon_leaves_all_as_it_was,
+        test_step_handles_of_ended_steps_are_refused,
+        test_step_handles_of_other_contexts,
+        test_step_begin_with_an_empty_entry,
         test_step_destroying_a_tree_abandons_it,
         test_step_calls_check_their_order,
         test_step_rows_null_follows_first_append,

@@ -206,7 +206,7 @@ START_TEST(test_tree_fork_append_is_fork_and_append)
     T_OK(s_fork_append(w, t, kid, 2, NULL));
     T_OK(s_fork_append(w, t2, t2->root, 1, ids)); /* below an empty node */
     world_verify(w);
-    T_OK(s_append(w, t, s_last_kid(kid), 4, ids + 2)); /* it grows on like any leaf */
+    T_OK(s_append(w, t, s_last_kid(kid), 1, ids + 2)); /* it grows on like any leaf */
     compute_all(w);
     world_verify(w);
 }
