@@ -6,20 +6,20 @@ lib_LTLIBRARIES += libdeft.la
 deft_cppflags = $(public_cppflags) -DDEFT_BUILDING -I$(top_builddir) -I$(top_srcdir)/lib
 deft_isa_cflags = $(DEFT_CFLAGS) -O3
 
-libdeft_la_SOURCES = \
-	lib/base/alloc.c lib/base/error.c lib/base/host.h \
-	lib/base/threads.c lib/base/threads.h \
-	lib/base/vec.c lib/base/vec.h \
-	lib/forest/forest.h lib/forest/pool.h lib/forest/runs.h \
-	lib/forest/compact.c lib/forest/grow.c lib/forest/lookup.c lib/forest/nodes.c \
-	lib/forest/pool.c lib/forest/runs.c lib/forest/selfcheck.c lib/forest/shrink.c \
-	lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h \
-	lib/plan/cost.c lib/plan/cost.h lib/plan/plan.h lib/plan/planner.h \
-	lib/plan/order.c lib/plan/patch.c lib/plan/plan_make.c lib/plan/splits.c lib/plan/stats.c \
-	lib/device.h lib/devices.c \
-	lib/cpu/arena.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
-	lib/cpu/kernel.h lib/cpu/state.h \
-	lib/context.c lib/context_int.h lib/cuda_api.c lib/step.c \
+# The layers, from the lowest: tests build some of them alone.
+deft_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/threads.c lib/base/threads.h \
+	lib/base/vec.c lib/base/vec.h
+deft_format = lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h
+deft_forest = lib/forest/compact.c lib/forest/forest.h lib/forest/grow.c lib/forest/lookup.c \
+	lib/forest/nodes.c lib/forest/pool.c lib/forest/pool.h lib/forest/runs.c lib/forest/runs.h \
+	lib/forest/selfcheck.c lib/forest/shrink.c
+deft_plan = lib/plan/cost.c lib/plan/cost.h lib/plan/order.c lib/plan/patch.c lib/plan/plan.h \
+	lib/plan/plan_make.c lib/plan/planner.h lib/plan/splits.c lib/plan/stats.c
+deft_cpu = lib/device.h lib/cpu/arena.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
+	lib/cpu/kernel.h lib/cpu/state.h
+
+libdeft_la_SOURCES = $(deft_base) $(deft_format) $(deft_forest) $(deft_plan) $(deft_cpu) \
+	lib/devices.c lib/context.c lib/context_int.h lib/cuda_api.c lib/step.c \
 	lib/tree.c lib/tree_print.c lib/tree_query.c
 libdeft_la_CPPFLAGS = $(deft_cppflags) $(MIMALLOC_CFLAGS)
 libdeft_la_LIBADD = $(MIMALLOC_LIBS) $(LIBM)

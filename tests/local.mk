@@ -30,17 +30,10 @@ tests_unit_test_plan_image_SOURCES = tests/unit/test_plan_image.c cuda/plan_imag
 tests_unit_test_plan_image_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/lib -I$(top_srcdir)/cuda
 # Layers by themselves, since libdeft.so hides what is inside: a program that uses more than the folders
 # it names does not link.
-tests_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/threads.c lib/base/threads.h \
-	lib/base/vec.c lib/base/vec.h lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h
-tests_unit_test_planner_SOURCES = tests/unit/test_planner.c $(tests_base) lib/forest/compact.c lib/forest/forest.h \
-	lib/forest/grow.c lib/forest/lookup.c lib/forest/nodes.c lib/forest/pool.c lib/forest/pool.h \
-	lib/forest/runs.c lib/forest/runs.h lib/forest/selfcheck.c lib/forest/shrink.c lib/plan/cost.c lib/plan/cost.h \
-	lib/plan/order.c lib/plan/patch.c lib/plan/plan.h lib/plan/plan_make.c lib/plan/planner.h lib/plan/splits.c \
-	lib/plan/stats.c
+tests_unit_test_planner_SOURCES = tests/unit/test_planner.c $(deft_base) $(deft_format) $(deft_forest) $(deft_plan)
 tests_unit_test_planner_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
 tests_unit_test_planner_LDADD = $(LDADD) $(MIMALLOC_LIBS)
-tests_unit_test_cpu_device_SOURCES = tests/unit/test_cpu_device.c $(tests_base) lib/cpu/arena.h lib/cpu/cpu_device.c \
-	lib/cpu/isa.c lib/cpu/isa_scalar.c lib/cpu/kernel.h lib/cpu/state.h lib/device.h
+tests_unit_test_cpu_device_SOURCES = tests/unit/test_cpu_device.c $(deft_base) $(deft_format) $(deft_cpu)
 tests_unit_test_cpu_device_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
 tests_unit_test_cpu_device_LDADD = $(LDADD) $(libdeft_la_LIBADD)
 if HAVE_ENGINE
@@ -100,8 +93,8 @@ endif
 endif
 tests_bench_deft_bench_LDADD += libtests.la libdeft.la $(LIBM) $(CUDA_LIBS) $(CUBLAS_LIBS)
 
-EXTRA_DIST += $(tests_scripts) tests/bench/speculative_vs_plain.sh tests/gates/symbols.txt tests/run.sh \
-	tests/data tests/golden tests/paper tests/peers tests/unit/fuzz_corpus
+EXTRA_DIST += $(tests_scripts) .clang-format tests/bench/speculative_vs_plain.sh tests/gates/format.sh \
+	tests/gates/symbols.txt tests/run.sh tests/data tests/golden tests/paper tests/peers tests/unit/fuzz_corpus
 
 # The paper's claims on this machine's GPU: make paper TRACES=folder [OUT=folder].
 paper: tests/bench/deft_bench
