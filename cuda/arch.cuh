@@ -36,8 +36,8 @@ struct sm90_facts {
     static constexpr const char *NAME = "sm_90a";
     static constexpr bool COPY_ENGINE = true;
     static constexpr int PRODUCING_WARPS = 4; /* a whole warpgroup, as setmaxnreg wants it */
-    static constexpr int KV_WARPS = 2; /* that bring K and V: one K, one V */
-    static constexpr int Q_WARPS = 2;  /* that bring Q where the copy engine does not */
+    static constexpr int KV_WARPS = 2;        /* that bring K and V: one K, one V */
+    static constexpr int Q_WARPS = 2;         /* that bring Q where the copy engine does not */
     /* Whether cp.async copies of Q arrive on its mbarrier when they land. Else each loader waits
      * for its own, because wgmma may read them only after a fence. */
     static constexpr bool Q_COPIES_ARRIVE = false;
@@ -59,7 +59,7 @@ template <typename ARCH> constexpr int THREADS_OF = CONSUMERS + 32 * ARCH::PRODU
 
 /* Whether K, V and Q come by boxes of the tensor copy engine. It writes at multiples of 128 bytes,
  * which the rows of a panel narrower than 64 columns are not. */
-template <typename ARCH, int D> constexpr bool BOXES_OF = ARCH::COPY_ENGINE && D % 64 == 0;
+template <typename ARCH, int D> constexpr bool BOXES_OF = ARCH::COPY_ENGINE &&D % 64 == 0;
 
 /* What a producing warp brings of each tile, and whether it brings Q. */
 enum kv_share : uint32_t { K_ONLY, V_ONLY, K_AND_V, NO_KV };

@@ -130,14 +130,12 @@ template <typename ARCH, typename T, int D> ideft_cuda_kernel_t kernel_as(int ge
              sizeof(control) };
 }
 
-template <typename T>
-ideft_cuda_kernel_t kernel_of(uint32_t D, int general, uint32_t max_threads)
+template <typename T> ideft_cuda_kernel_t kernel_of(uint32_t D, int general, uint32_t max_threads)
 {
     const bool sm90 = max_threads >= THREADS_OF<sm90_facts>;
-#define IDEFT_KERNEL(_d)                                              \
-    if (D == _d)                                                      \
-        return sm90 ? kernel_as<sm90_facts, T, _d>(general)           \
-                    : kernel_as<sm80_facts, T, _d>(general);
+#define IDEFT_KERNEL(_d) \
+    if (D == _d)         \
+        return sm90 ? kernel_as<sm90_facts, T, _d>(general) : kernel_as<sm80_facts, T, _d>(general);
     IDEFT_CUDA_DIMS(IDEFT_KERNEL)
 #undef IDEFT_KERNEL
     return { nullptr, nullptr, 0, 0, 0, 0, 0 };

@@ -121,8 +121,7 @@ __device__ __forceinline__ tile_ref next_tile(const consumer<D> &w, ring &at, ui
 }
 
 /* The first tile of a unit for this warpgroup. */
-template <int D>
-__device__ __forceinline__ tile_ref first_tile(const consumer<D> &w, ring &at)
+template <int D> __device__ __forceinline__ tile_ref first_tile(const consumer<D> &w, ring &at)
 {
     return w.turns > 0 && w.wg == 0 ? take_tile(w, at, 0) : next_tile(w, at);
 }
@@ -158,8 +157,8 @@ __device__ __forceinline__ void mask_scores(float (&s)[N], const tile_meta &meta
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const uint32_t first = w >> (16 * e) & 255, n = w >> (16 * e + 8) & 255;
-            const uint32_t until =
-                GENERAL && window != 0 ? meta.pos[first_col + j * 8 + e] + window : ~0u;
+            const uint32_t until = GENERAL && window != 0 ? meta.pos[first_col + j * 8 + e] + window
+                                                          : ~0u;
 #pragma unroll
             for (int r = 0; r < 2; r++)
                 if (rows.query[r] - first >= n || (GENERAL && until <= rows.pos[r]))
@@ -487,8 +486,9 @@ __device__ __forceinline__ void consume_unit(const ideft_cuda_attend_t &a, contr
     const uint32_t warp = threadIdx.x / 32 % 4;
     const bool turns = unit.turns() > 0;
     const uint32_t first = warp * 16 + (turns ? 0 : wg * 64);
-    consumer<D> w = { a, ctl, stages, q_tile, wg, first, unit.turns(),
-                      shape<D>::AHEAD && unit.kind() == IDEFT_SHARE_BOTH, {} };
+    consumer<D> w = { a,  ctl,   stages,       q_tile,
+                      wg, first, unit.turns(), shape<D>::AHEAD && unit.kind() == IDEFT_SHARE_BOTH,
+                      {} };
     uint32_t q[D / 16][4];
     thread_state<D> st;
     begin_unit<D>(w, st, unit);

@@ -115,11 +115,10 @@ __device__ __forceinline__ bool put_whole_tile(const ideft_cuda_attend_t &a, con
 
 /* Any other tile, K at `k` or V at `v`: a lane each of its copies. */
 template <int D>
-__device__ __forceinline__ void put_tile_boxes(const ideft_cuda_attend_t &a,
-                                               const ideft_cuda_copy_t &c, uint32_t count,
-                                               uint32_t used, uint32_t k, uint32_t v,
-                                               uint32_t plane, uint64_t *full, uint32_t kv,
-                                               uint64_t policy, uint32_t lane)
+__device__ __forceinline__ void
+put_tile_boxes(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t count,
+               uint32_t used, uint32_t k, uint32_t v, uint32_t plane, uint64_t *full, uint32_t kv,
+               uint64_t policy, uint32_t lane)
 {
     if (lane == 0) /* publishes the metadata */
         mbarrier_expect(full, used * D * 2);
@@ -127,8 +126,7 @@ __device__ __forceinline__ void put_tile_boxes(const ideft_cuda_attend_t &a,
         mbarrier_arrive(full);
     __syncwarp();
     if (count > lane)
-        copy_run<D>(a, c, kv == K_ONLY ? k : v, kv == K_ONLY ? plane : plane + a.Hkv, full,
-                    policy);
+        copy_run<D>(a, c, kv == K_ONLY ? k : v, kv == K_ONLY ? plane : plane + a.Hkv, full, policy);
 }
 
 /* ---- Q ---- */

@@ -27,10 +27,9 @@ __device__ __forceinline__ void copy_rows(const ideft_cuda_attend_t &a, const id
 
 /* What this warp brings of a tile, K at `k` and V at `v`. */
 template <typename T, int D>
-__device__ __forceinline__ void put_tile_rows(const ideft_cuda_attend_t &a,
-                                              const ideft_cuda_copy_t &c, uint32_t count,
-                                              uint32_t k, uint32_t v, uint32_t plane,
-                                              uint64_t *full, uint32_t kv, uint32_t lane)
+__device__ __forceinline__ void
+put_tile_rows(const ideft_cuda_attend_t &a, const ideft_cuda_copy_t &c, uint32_t count, uint32_t k,
+              uint32_t v, uint32_t plane, uint64_t *full, uint32_t kv, uint32_t lane)
 {
     if (kv != V_ONLY)
         copy_rows<T, D>(a, c, count, k, plane, lane);
@@ -42,10 +41,9 @@ __device__ __forceinline__ void put_tile_rows(const ideft_cuda_attend_t &a,
 
 /* Rows of Q of a unit: a thread has the same chunk of every so many matrix rows. */
 template <typename T, int D, int LOADERS>
-__device__ __forceinline__ void put_q_rows(const ideft_cuda_attend_t &a, const uint4 h,
-                                           const uint2 (&rows)[IDEFT_ROWS / LOADERS], control &ctl,
-                                           unsigned char *q, uint32_t buf, uint32_t head,
-                                           uint32_t lane)
+__device__ __forceinline__ void
+put_q_rows(const ideft_cuda_attend_t &a, const uint4 h, const uint2 (&rows)[IDEFT_ROWS / LOADERS],
+           control &ctl, unsigned char *q, uint32_t buf, uint32_t head, uint32_t lane)
 {
     constexpr uint32_t STRIDE = LOADERS / shape<D>::CHUNKS, BATCH = 4;
     const uint32_t inverse = a.inverse, n = h.y * a.G, chunk = lane % shape<D>::CHUNKS;

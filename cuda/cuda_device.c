@@ -7,7 +7,7 @@
 
 #include "plan_image.h"
 
-/* ---- life ------------------------------------------------------------------------------------------ */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static bool cuda_suits(const deft_config_t *config)
 {
@@ -28,14 +28,17 @@ static deft_status_t find_device(cuda_device_t *cuda, const deft_config_t *confi
     if (cuda->ordinal < 0 || cuda->ordinal >= n)
         return ideft_fail(host, DEFT_ERR_NODEVICE, "device_index %d, but there are %d CUDA devices",
                           cuda->ordinal, n);
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->ordinal) != cudaSuccess ||
-        cudaDeviceGetAttribute(&cuda->n_sm, cudaDevAttrMultiProcessorCount, cuda->ordinal) != cudaSuccess)
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, cuda->ordinal) !=
+            cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, cuda->ordinal) !=
+            cudaSuccess ||
+        cudaDeviceGetAttribute(&cuda->n_sm, cudaDevAttrMultiProcessorCount, cuda->ordinal) !=
+            cudaSuccess)
         return ideft_fail(host, DEFT_ERR_NODEVICE, "CUDA device %d does not answer", cuda->ordinal);
     if (major < 8)
         return ideft_fail(host, DEFT_ERR_UNSUPPORTED,
-                          "CUDA device %d has compute capability %d.%d, 8.0 is needed", cuda->ordinal,
-                          major, minor);
+                          "CUDA device %d has compute capability %d.%d, 8.0 is needed",
+                          cuda->ordinal, major, minor);
     cuda->dependent_launch = major >= 9;
     return DEFT_OK;
 }
@@ -46,7 +49,8 @@ static deft_status_t check_types(const cuda_device_t *cuda, const deft_config_t 
     if (element == DEFT_F32)
         return ideft_fail(cuda->base.host, DEFT_ERR_UNSUPPORTED, "KV is f16 or bf16 on CUDA");
     if (config->act_type != DEFT_DTYPE_DEFAULT && config->act_type != element)
-        return ideft_fail(cuda->base.host, DEFT_ERR_UNSUPPORTED, "act_type must be kv_type on CUDA");
+        return ideft_fail(cuda->base.host, DEFT_ERR_UNSUPPORTED,
+                          "act_type must be kv_type on CUDA");
     return DEFT_OK;
 }
 
@@ -61,7 +65,8 @@ static deft_status_t copy_sinks(cuda_device_t *cuda)
         n = ideft_min(g->H - at, sizeof(scaled) / sizeof(*scaled));
         for (uint32_t i = 0; i < n; i++)
             scaled[i] = (float)(g->sinks[at + i] * IDEFT_LOG2E);
-        IDEFT_CUDA(cuda, cudaMemcpy(cuda->sinks + at, scaled, n * sizeof(float), cudaMemcpyHostToDevice));
+        IDEFT_CUDA(cuda,
+                   cudaMemcpy(cuda->sinks + at, scaled, n * sizeof(float), cudaMemcpyHostToDevice));
     }
     return DEFT_OK;
 }
@@ -83,8 +88,8 @@ static void cuda_destroy(ideft_device_t *device)
 {
     cuda_device_t *cuda = ideft_cuda_of(device);
     int saved = 0;
-    const bool there =
-        cudaGetDevice(&saved) == cudaSuccess && cudaSetDevice(cuda->ordinal) == cudaSuccess;
+    const bool there = cudaGetDevice(&saved) == cudaSuccess &&
+                       cudaSetDevice(cuda->ordinal) == cudaSuccess;
     if (there)
         cudaStreamSynchronize(cuda->stream);
     ideft_cuda_free(cuda);
@@ -94,9 +99,9 @@ static void cuda_destroy(ideft_device_t *device)
     ideft_free(device->host, cuda, sizeof(*cuda));
 }
 
-/* Costs in units of 8 clocks: a token takes a multiprocessor 30 clocks with two warpgroups of rows, 20
- * with one whose tiles they share; a unit 1,500 beside its tokens; partials a second launch and their
- * reading. */
+/* Costs in units of 8 clocks: a token takes a multiprocessor 30 clocks with two warpgroups of rows,
+ * 20 with one whose tiles they share; a unit 1,500 beside its tokens; partials a second launch and
+ * their reading. */
 static ideft_machine_t machine_of(const cuda_device_t *cuda)
 {
     return (ideft_machine_t){ .tile_rows = IDEFT_ROWS,
@@ -139,7 +144,7 @@ static deft_status_t cuda_create(ideft_host_t *host, const ideft_geometry_t *geo
     return DEFT_OK;
 }
 
-/* ---- operations ------------------------------------------------------------------------------------ */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 static deft_status_t cuda_prepare(ideft_device_t *device, const ideft_plan_t *plan)
 {
@@ -196,7 +201,7 @@ static deft_status_t cuda_move(ideft_device_t *device, const ideft_move_t *moves
     return ideft_cuda_leave(cuda, saved, ideft_cuda_launch_move(cuda, moves, n));
 }
 
-/* ---- what deft/cuda.h adds -------------------------------------------------------------------------- */
+/* ---- what deft/cuda.h adds ------------------------------------------------------------------- */
 
 static void stream_set(ideft_device_t *device, struct CUstream_st *stream)
 {

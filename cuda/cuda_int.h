@@ -4,8 +4,8 @@
  * Everything happens on the caller's stream, in order, so buffers need no locks: a plan is uploaded
  * after the kernels that still read the last one, and slots are reused after those that read them.
  * Launches do not depend on the plan: the grid is the machine, sizes are read on the device. So a
- * captured graph serves later plans as long as the buffers that it was captured with are not replaced:
- * once a launch has been captured they are not, and a plan that needs more is refused. */
+ * captured graph serves later plans as long as the buffers that it was captured with are not
+ * replaced: once a launch has been captured they are not, and a plan that needs more is refused. */
 #ifndef IDEFT_CUDA_INT_H
 #define IDEFT_CUDA_INT_H
 
@@ -29,7 +29,7 @@ typedef struct ideft_staging {
 typedef struct ideft_plan_room {
     unsigned char *image;
     size_t image_bytes, max_rows;
-    unsigned char *part; /* [max_parts][H][D] outputs of partials, then [max_parts][H] of their logs */
+    unsigned char *part; /* [max_parts][H][D] outputs of partials, [max_parts][H] of their logs */
     size_t max_parts;
 } ideft_plan_room_t;
 
@@ -89,7 +89,8 @@ deft_status_t ideft_cuda_fail(cuda_device_t *cuda, cudaError_t error, const char
             return ideft_cuda_fail(_cuda, error_, #_call); \
     } while (0)
 
-/* Make the device current; the caller's own is not ours to change, so every enter ends in a leave. */
+/* Make the device current; the caller's own is not ours to change, so every enter ends in a
+ * leave. */
 deft_status_t ideft_cuda_enter(cuda_device_t *cuda, int *saved);
 deft_status_t ideft_cuda_leave(const cuda_device_t *cuda, int saved, deft_status_t status);
 /* Is the stream being captured? */

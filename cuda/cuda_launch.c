@@ -9,10 +9,10 @@
 
 #include "plan_image.h"
 
-/* ---- choosing kernels ------------------------------------------------------------------------------- */
+/* ---- choosing kernels ------------------------------------------------------------------------ */
 
-/* How much of the multiprocessor's shared memory goes to stages and to Q: two buffers of Q where six
- * stages still fit. */
+/* How much of the multiprocessor's shared memory goes to stages and to Q: two buffers of Q where
+ * six stages still fit. */
 static deft_status_t fit_shared(cuda_device_t *cuda, size_t limit)
 {
     const ideft_cuda_kernel_t *k = &cuda->kernel;
@@ -22,9 +22,10 @@ static deft_status_t fit_shared(cuda_device_t *cuda, size_t limit)
     cuda->stages = ideft_min(cuda->stages, 8);
     cuda->shared_bytes = fixed + cuda->stages * k->stage_bytes;
     if (cuda->stages == 0)
-        return ideft_fail(cuda->base.host, DEFT_ERR_UNSUPPORTED,
-                          "head_dim %u takes %zu bytes of shared memory a block, the device has %zu",
-                          cuda->base.geometry->D, fixed + k->stage_bytes, limit);
+        return ideft_fail(
+            cuda->base.host, DEFT_ERR_UNSUPPORTED,
+            "head_dim %u takes %zu bytes of shared memory a block, the device has %zu",
+            cuda->base.geometry->D, fixed + k->stage_bytes, limit);
     return DEFT_OK;
 }
 
@@ -41,8 +42,8 @@ deft_status_t ideft_cuda_load(cuda_device_t *cuda)
     const ideft_geometry_t *g = cuda->base.geometry;
     const bool bf16 = g->format.element == DEFT_BF16;
     const bool general = g->softcap > 0 || has_windows(g);
-    ideft_cuda_kernel_t (*const of)(uint32_t, int, uint32_t) =
-        bf16 ? ideft_cuda_kernel_bf16 : ideft_cuda_kernel_f16;
+    ideft_cuda_kernel_t (*const of)(uint32_t, int, uint32_t) = bf16 ? ideft_cuda_kernel_bf16
+                                                                    : ideft_cuda_kernel_f16;
     struct cudaFuncAttributes attr;
     int limit = 0;
     cuda->kernel = of(g->D, general, 0);
@@ -71,10 +72,10 @@ deft_status_t ideft_cuda_load(cuda_device_t *cuda)
     return DEFT_OK;
 }
 
-/* ---- launching -------------------------------------------------------------------------------------- */
+/* ---- launching ------------------------------------------------------------------------------- */
 
-static deft_status_t launch(cuda_device_t *cuda, const void *function, uint32_t grid, uint32_t block,
-                            size_t shared, void *args)
+static deft_status_t launch(cuda_device_t *cuda, const void *function, uint32_t grid,
+                            uint32_t block, size_t shared, void *args)
 {
     cudaLaunchAttribute early = { .id = cudaLaunchAttributeProgrammaticStreamSerialization };
     void *list[1] = { args };
@@ -109,7 +110,8 @@ static deft_status_t check_pointers(cuda_device_t *cuda, const void *a, const vo
     return DEFT_OK;
 }
 
-/* Elements of a head's plane, and the number of a layer's first one: K and V are equally wide here. */
+/* Elements of a head's plane, and the number of a layer's first one: K and V are equally wide
+ * here. */
 static size_t plane_elements(const cuda_device_t *cuda)
 {
     const ideft_format_t *format = &cuda->base.geometry->format;
@@ -119,11 +121,13 @@ static size_t plane_elements(const cuda_device_t *cuda)
 static uint32_t first_plane(const cuda_device_t *cuda, uint32_t layer)
 {
     const ideft_geometry_t *g = cuda->base.geometry;
-    const size_t at = ideft_plane_offset(&g->format, cuda->pool_tokens, g->Hkv, layer, IDEFT_PLANE_K, 0);
+    const size_t at =
+        ideft_plane_offset(&g->format, cuda->pool_tokens, g->Hkv, layer, IDEFT_PLANE_K, 0);
     return (uint32_t)(at / ideft_plane_bytes(&g->format, cuda->pool_tokens, IDEFT_PLANE_K));
 }
 
-deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const void *k, const void *v)
+deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const void *k,
+                                      const void *v)
 {
     const ideft_geometry_t *g = cuda->base.geometry;
     ideft_cuda_write_t args = { .image = cuda->room.image,
@@ -138,8 +142,8 @@ deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const
     return launch(cuda, cuda->write, 2 * (uint32_t)cuda->n_sm, 256, 0, &args);
 }
 
-/* A block of 16 warps a row and query head, up to two a multiprocessor; more where a warp takes more
- * than one pair then. A graph for any plan gets the first. */
+/* A block of 16 warps a row and query head, up to two a multiprocessor; more where a warp takes
+ * more than one pair then. A graph for any plan gets the first. */
 static uint32_t merge_blocks(const cuda_device_t *cuda, const ideft_plan_t *plan)
 {
     const uint64_t pairs = (uint64_t)plan->n_rows * cuda->base.geometry->H;
@@ -158,8 +162,8 @@ static void note_capture(cuda_device_t *cuda, const ideft_plan_t *plan)
     graphs->captured = true;
 }
 
-deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *plan, uint32_t layer,
-                                       const void *q, void *o)
+deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *plan,
+                                       uint32_t layer, const void *q, void *o)
 {
     const ideft_geometry_t *g = cuda->base.geometry;
     const ideft_plan_room_t *room = &cuda->room;
@@ -204,7 +208,8 @@ deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *
         note_capture(cuda, plan);
     IDEFT_TRY(launch(cuda, cuda->kernel.function, (uint32_t)cuda->n_sm, cuda->kernel.threads,
                      cuda->shared_bytes, &a));
-    /* a later plan of a captured graph may have partials where this one has none: if it was announced */
+    /* a later plan of a captured graph may have partials where this one has none: if it was
+     * announced */
     if (plan->n_parts > 0 || (cuda->graphs.any_plan && capturing))
         return launch(cuda, cuda->merge, merge_blocks(cuda, plan), 512, 0, &m);
     return DEFT_OK;

@@ -8,7 +8,7 @@
 
 #include "plan_image.h"
 
-/* ---- the arena ------------------------------------------------------------------------------------- */
+/* ---- the arena ------------------------------------------------------------------------------- */
 
 deft_status_t ideft_cuda_make_arena(cuda_device_t *cuda, const deft_config_t *config)
 {
@@ -30,15 +30,16 @@ deft_status_t ideft_cuda_make_arena(cuda_device_t *cuda, const deft_config_t *co
     if (cudaMalloc((void **)&cuda->arena, cuda->pool_tokens * token) != cudaSuccess) {
         cudaGetLastError();
         cuda->arena = NULL;
-        return ideft_fail(host, DEFT_ERR_NOMEM,
-                          "a pool of %zu tokens takes %zu MiB of device memory; %zu MiB are free, %zu "
-                          "tokens would fit",
-                          cuda->pool_tokens, cuda->pool_tokens * token >> 20, available >> 20, fits);
+        return ideft_fail(
+            host, DEFT_ERR_NOMEM,
+            "a pool of %zu tokens takes %zu MiB of device memory; %zu MiB are free, %zu "
+            "tokens would fit",
+            cuda->pool_tokens, cuda->pool_tokens * token >> 20, available >> 20, fits);
     }
     return DEFT_OK;
 }
 
-/* ---- the copy engine's maps ------------------------------------------------------------------------ */
+/* ---- the copy engine's maps ------------------------------------------------------------------ */
 
 /* A tensor [..][..][..][64] of 16-bit elements and a box of it. */
 typedef struct tensor {
@@ -63,8 +64,8 @@ static deft_status_t make_map(cuda_device_t *cuda, const tensor_t *t, ideft_cuda
     return DEFT_OK;
 }
 
-/* The arena as [planes][panels][slots][64], for boxes of 1, 2, 4, ... slots, and a whole tile with all of
- * its panels. */
+/* The arena as [planes][panels][slots][64], for boxes of 1, 2, 4, ... slots, and a whole tile with
+ * all of its panels. */
 deft_status_t ideft_cuda_map_arena(cuda_device_t *cuda)
 {
     const ideft_geometry_t *g = cuda->base.geometry;
@@ -72,8 +73,9 @@ deft_status_t ideft_cuda_map_arena(cuda_device_t *cuda)
     const cuuint64_t planes = (cuuint64_t)g->n_layers * g->format.planes * g->Hkv;
     const uint32_t bytes = g->format.bytes;
     enum cudaDriverEntryPointQueryResult found;
-    IDEFT_CUDA(cuda, cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&cuda->encode,
-                                                      12000, cudaEnableDefault, &found));
+    IDEFT_CUDA(cuda,
+               cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", (void **)&cuda->encode,
+                                                12000, cudaEnableDefault, &found));
     if (found != cudaDriverEntryPointSuccess)
         return ideft_fail(cuda->base.host, DEFT_ERR_UNSUPPORTED,
                           "the driver has no cuTensorMapEncodeTiled");
@@ -89,8 +91,8 @@ deft_status_t ideft_cuda_map_arena(cuda_device_t *cuda)
     return DEFT_OK;
 }
 
-/* q as [tokens][panels][heads][64]: a box is the heads of one KV head for some tokens. Engines pass the
- * same q for every layer. */
+/* q as [tokens][panels][heads][64]: a box is the heads of one KV head for some tokens. Engines pass
+ * the same q for every layer. */
 deft_status_t ideft_cuda_map_q(cuda_device_t *cuda, const void *q)
 {
     const ideft_geometry_t *g = cuda->base.geometry;
@@ -110,10 +112,11 @@ deft_status_t ideft_cuda_map_q(cuda_device_t *cuda, const void *q)
     return DEFT_OK;
 }
 
-/* ---- room for plans --------------------------------------------------------------------------------- */
+/* ---- room for plans -------------------------------------------------------------------------- */
 
 /* Replace a device buffer by a larger one. Kernels in flight keep theirs until they end. */
-static deft_status_t grow(cuda_device_t *cuda, unsigned char **p, size_t *have, size_t want, size_t unit)
+static deft_status_t grow(cuda_device_t *cuda, unsigned char **p, size_t *have, size_t want,
+                          size_t unit)
 {
     void *fresh = NULL;
     IDEFT_CUDA(cuda, cudaMalloc(&fresh, want * unit));
@@ -132,16 +135,18 @@ deft_status_t ideft_cuda_room(cuda_device_t *cuda, size_t rows, size_t bytes, si
 {
     const ideft_geometry_t *g = cuda->base.geometry;
     ideft_plan_room_t *room = &cuda->room;
-    /* a block looks at its first record, and a warp at 32 copies, before it knows how many there are */
+    /* a block looks at its first record, and a warp at 32 copies, before it knows how many there
+     * are */
     bytes += ((size_t)cuda->n_sm / g->Hkv + 2) * ideft_image_record_bytes(g) + 1024;
     const size_t parts_now = cuda->graphs.captured ? cuda->graphs.parts : room->max_parts;
     if (rows <= room->max_rows && bytes <= room->image_bytes && parts <= parts_now)
         return DEFT_OK;
     if (cuda->graphs.captured)
-        return ideft_fail(cuda->base.host, DEFT_ERR_LIMIT,
-                          "the plan needs %zu rows, %zu KiB and %zu partials; captured graphs are bound to "
-                          "%zu, %zu and %zu: deft_cuda_reserve() more and capture again",
-                          rows, bytes >> 10, parts, room->max_rows, room->image_bytes >> 10, parts_now);
+        return ideft_fail(
+            cuda->base.host, DEFT_ERR_LIMIT,
+            "the plan needs %zu rows, %zu KiB and %zu partials; captured graphs are bound to "
+            "%zu, %zu and %zu: deft_cuda_reserve() more and capture again",
+            rows, bytes >> 10, parts, room->max_rows, room->image_bytes >> 10, parts_now);
     if (rows > room->max_rows || bytes > room->image_bytes) {
         size_t want = room->image_bytes + room->image_bytes / 2;
         want = want > bytes ? want : bytes;
@@ -154,7 +159,7 @@ deft_status_t ideft_cuda_room(cuda_device_t *cuda, size_t rows, size_t bytes, si
     return DEFT_OK;
 }
 
-/* ---- uploads ---------------------------------------------------------------------------------------- */
+/* ---- uploads --------------------------------------------------------------------------------- */
 
 /* A staging buffer of so many bytes that no upload reads any more. */
 static deft_status_t take_staging(cuda_device_t *cuda, size_t bytes, ideft_staging_t **staging_p)
@@ -185,15 +190,16 @@ deft_status_t ideft_cuda_upload(cuda_device_t *cuda, const ideft_plan_t *plan)
     if (capturing)
         return ideft_fail(cuda->base.host, DEFT_ERR_STATE,
                           "begin the step before the capture: its plan is uploaded for every step");
-    const size_t rows =
-        plan->n_rows > room->max_rows ? (size_t)plan->n_rows + plan->n_rows / 2 : room->max_rows;
+    const size_t rows = plan->n_rows > room->max_rows ? (size_t)plan->n_rows + plan->n_rows / 2
+                                                      : room->max_rows;
     const size_t bound = ideft_image_bound(plan, g, rows);
     IDEFT_TRY(take_staging(cuda, bound, &s));
     IDEFT_TRY(ideft_cuda_room(cuda, rows, bound, plan->n_parts));
     const size_t bytes = ideft_image_build(plan, g, room->max_rows, s->p);
     if (bytes > UINT32_MAX)
         return ideft_fail(cuda->base.host, DEFT_ERR_LIMIT, "a plan of %zu bytes", bytes);
-    IDEFT_CUDA(cuda, cudaMemcpyAsync(room->image, s->p, bytes, cudaMemcpyHostToDevice, cuda->stream));
+    IDEFT_CUDA(cuda,
+               cudaMemcpyAsync(room->image, s->p, bytes, cudaMemcpyHostToDevice, cuda->stream));
     IDEFT_CUDA(cuda, cudaEventRecord(s->done, cuda->stream));
     s->used = true;
     cuda->next_staging = (cuda->next_staging + 1) % IDEFT_STAGINGS;

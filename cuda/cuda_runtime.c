@@ -11,7 +11,8 @@ deft_status_t ideft_cuda_fail(cuda_device_t *cuda, cudaError_t error, const char
     const int name = (int)strcspn(what, "(");
     cudaGetLastError();
     if (error == cudaErrorMemoryAllocation)
-        return ideft_fail(cuda->base.host, DEFT_ERR_NOMEM, "device memory is short (%.*s)", name, what);
+        return ideft_fail(cuda->base.host, DEFT_ERR_NOMEM, "device memory is short (%.*s)", name,
+                          what);
     cuda->lost = true;
     return ideft_fail(cuda->base.host, DEFT_ERR_DEVICE, "%.*s: %s; the context is lost", name, what,
                       cudaGetErrorString(error));

@@ -44,7 +44,7 @@ extern "C" {
 typedef struct IDEFT_ALIGNAS(16) ideft_cuda_head {
     uint32_t n_units, n_rows, n_records, n_parts;
     uint32_t copies, places, part_begin, part_list; /* bytes from the start of the image */
-    uint32_t by_head; /* whether units go head by head (above) */
+    uint32_t by_head;                               /* whether units go head by head (above) */
     uint32_t pad[23];
 } ideft_cuda_head_t;
 
@@ -56,9 +56,9 @@ typedef struct IDEFT_ALIGNAS(16) ideft_cuda_copy {
     uint8_t at, n;      /* first column in the tile, with IDEFT_STREAM; columns */
     uint8_t lo, hi;
     uint8_t edge;
-    uint8_t count;      /* in the first copy of a tile: the tile's copies, */
-    uint8_t used;       /* its columns in use */
-    uint8_t flags;      /* and IDEFT_MINE ... */
+    uint8_t count; /* in the first copy of a tile: the tile's copies, */
+    uint8_t used;  /* its columns in use */
+    uint8_t flags; /* and IDEFT_MINE ... */
 } ideft_cuda_copy_t;
 
 /* In a copy's `at`: no other record reads these tokens, they may leave the L2 first. */
@@ -118,17 +118,17 @@ typedef struct ideft_cuda_attend {
     const void *arena; /* [n_layers][K, V][Hkv][n_slots][D] */
     const void *q;     /* [n_rows][H][D] in the caller's order */
     void *o;
-    void *part_o;    /* [n_parts][H][D] outputs of partial attention, as o */
-    float *part_lse; /* [n_parts][H] log2 of the sum of their 2^score, -INFINITY: empty */
+    void *part_o;       /* [n_parts][H][D] outputs of partial attention, as o */
+    float *part_lse;    /* [n_parts][H] log2 of the sum of their 2^score, -INFINITY: empty */
     const float *sinks; /* [H] in units of log2, or NULL */
     size_t plane;       /* elements of a head's plane */
     uint32_t record_bytes;
     uint32_t H, Hkv, G;
-    uint32_t inverse; /* r * inverse >> 16 is r / G for the rows of a record */
+    uint32_t inverse;     /* r * inverse >> 16 is r / G for the rows of a record */
     uint32_t first_plane; /* of the layer's K, in heads */
     uint32_t window;
     uint32_t stages, q_buffers;
-    float scale_log2; /* scale * log2(e), or 1 with a soft cap */
+    float scale_log2;      /* scale * log2(e), or 1 with a soft cap */
     float cap_in, cap_out; /* soft cap: s -> cap_out * tanh(cap_in * s); cap_out 0: none */
 } ideft_cuda_attend_t;
 
@@ -166,9 +166,9 @@ typedef struct ideft_cuda_move {
  * launched. The library has each kernel as code for several architectures; the driver chooses. */
 typedef struct ideft_cuda_kernel {
     const void *function;
-    const char *arch; /* the code's: "sm_90a" or "sm_80" */
-    uint32_t threads; /* of a block */
-    int boxes;        /* whether it uses the maps of ideft_cuda_attend_t */
+    const char *arch;                         /* the code's: "sm_90a" or "sm_80" */
+    uint32_t threads;                         /* of a block */
+    int boxes;                                /* whether it uses the maps of ideft_cuda_attend_t */
     size_t stage_bytes, q_bytes, fixed_bytes; /* of shared memory: a stage, a Q, the rest */
 } ideft_cuda_kernel_t;
 

@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(256) ideft_write_kernel(const ideft_cuda_write
         const uint32_t h = rest / chunks, c = rest % chunks;
         const uint2 place = __ldg((const uint2 *)&places[r]); /* token, slot */
         const size_t from = (size_t)place.x * row_chunks + rest;
-        const size_t to =
-            (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) + c;
+        const size_t to = (((size_t)(a.first_plane + h) * a.plane + (size_t)place.y * a.D) >> 3) +
+                          c;
         uint4 k = __ldg((const uint4 *)a.k + from), v = __ldg((const uint4 *)a.v + from);
         if (not_finite<T>(v)) {
             k = make_uint4(~0u, ~0u, ~0u, ~0u);

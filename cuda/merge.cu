@@ -32,8 +32,8 @@ __device__ __forceinline__ lane_state<D> sum_slice(const ideft_cuda_merge_t &a, 
     const float lse = lane % SLICE < n ? a.part_lse[(size_t)part * a.H + h] : -INFINITY;
 #pragma unroll
     for (int i = 0; i < SLICE; i++) {
-        const T *from = (const T *)a.part_o +
-                        ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D + lane * 4;
+        const T *from = (const T *)a.part_o + ((size_t)__shfl_sync(~0u, part, i) * a.H + h) * D +
+                        lane * 4;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++)
             x[i][c] = i < n && (D % 128 == 0 || c * 128 + lane * 4 < D)
@@ -67,10 +67,9 @@ __device__ __forceinline__ void join_slice(lane_state<D> &all, const lane_state<
 #pragma unroll
     for (int c = 0; c < lane_state<D>::COLUMNS; c++) {
         const float4 x = all.o[c], y = more.o[c];
-        all.o[c] = make_float4(weighted(j.by[0], x.x, j.by[1], y.x),
-                               weighted(j.by[0], x.y, j.by[1], y.y),
-                               weighted(j.by[0], x.z, j.by[1], y.z),
-                               weighted(j.by[0], x.w, j.by[1], y.w));
+        all.o[c] =
+            make_float4(weighted(j.by[0], x.x, j.by[1], y.x), weighted(j.by[0], x.y, j.by[1], y.y),
+                        weighted(j.by[0], x.z, j.by[1], y.z), weighted(j.by[0], x.w, j.by[1], y.w));
     }
 }
 
@@ -165,8 +164,8 @@ __global__ void __launch_bounds__(MERGE_WARPS * 32) ideft_merge_kernel(const ide
             if (!waited)
                 wait_for_kernel_before();
             waited = true;
-            const lane_state<D> mine =
-                left > 0 ? sum_slice<T, D>(a, part, left, h) : lane_state<D>();
+            const lane_state<D> mine = left > 0 ? sum_slice<T, D>(a, part, left, h)
+                                                : lane_state<D>();
             if (size > 1 && to - from > SLICE)
                 join_team<D>(&handed[warp - w], w, size, slices_of(to - base, size), all, mine);
             else if (left > 0)

@@ -18,10 +18,14 @@ enum class named_barrier : uint32_t {
 __host__ __device__ constexpr uint32_t threads_at(named_barrier b)
 {
     switch (b) {
-    case named_barrier::CONSUMERS: return CONSUMERS;
-    case named_barrier::Q_LOADERS: return 2 * 32;
-    case named_barrier::STAGGER: return CONSUMERS;
-    case named_barrier::FIRST_Q: return 3 * 32;
+    case named_barrier::CONSUMERS:
+        return CONSUMERS;
+    case named_barrier::Q_LOADERS:
+        return 2 * 32;
+    case named_barrier::STAGGER:
+        return CONSUMERS;
+    case named_barrier::FIRST_Q:
+        return 3 * 32;
     }
     return 0;
 }

@@ -20,9 +20,9 @@ __device__ __forceinline__ void load_k(uint32_t (&k)[D / 16][4], const unsigned 
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < D / 16; i++)
-        load_matrices(k[i], smem_of(tile) + tile_chunk<D>(IDEFT_TILE,
-                                                          token + lane % 8 + lane / 16 * 8,
-                                                          i * 2 + lane / 8 % 2));
+        load_matrices(k[i],
+                      smem_of(tile) + tile_chunk<D>(IDEFT_TILE, token + lane % 8 + lane / 16 * 8,
+                                                    i * 2 + lane / 8 % 2));
 }
 
 template <int D>
@@ -32,8 +32,8 @@ __device__ __forceinline__ void load_v(uint32_t (&v)[D / 16][4], const unsigned 
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < D / 16; n++)
-        load_matrices_trans(v[n], smem_of(tile) + tile_chunk<D>(IDEFT_TILE, token + lane % 16,
-                                                                n * 2 + lane / 16));
+        load_matrices_trans(
+            v[n], smem_of(tile) + tile_chunk<D>(IDEFT_TILE, token + lane % 16, n * 2 + lane / 16));
 }
 
 /* S = Q K^T, 16 rows by 16 tokens. Two chains of products for each 8 tokens, for their latency. */
@@ -100,7 +100,7 @@ __device__ __forceinline__ void finish_narrow(const thread_state<D> &st,
 {
     constexpr uint32_t CHUNKS = D / 8, WARPS = CONSUMERS / 32;
     const uint32_t lane = threadIdx.x % 32, quad = lane % 4, warp = threadIdx.x / 32;
-    row_sum (*sums)[16] = (row_sum (*)[16])ctl.sums;
+    row_sum(*sums)[16] = (row_sum(*)[16])ctl.sums;
     /* The unit before may still be read from `sums`. With one buffer of Q it is not: this unit's Q
      * could not have come before all were done with that. */
     if (a.q_buffers > 1)

@@ -6,7 +6,6 @@
 
 #include <string.h>
 
-
 _Static_assert(IDEFT_TILE == IDEFT_TILE_TOKENS, "plans are cut at whole tiles");
 
 enum { WARPGROUP_ROWS = IDEFT_ROWS / 2 }; /* matrix rows that a warpgroup computes */
@@ -23,11 +22,12 @@ typedef struct builder {
     /* the record that is being made */
     ideft_cuda_record_t *rec;
     uint32_t row_begin, row_end;
-    uint32_t wg_begin[2], wg_end[2]; /* a warpgroup's query rows, in the record */
+    uint32_t wg_begin[2], wg_end[2];  /* a warpgroup's query rows, in the record */
     uint32_t n_tiles, last, final[2]; /* first copies: of the last tile, of each warpgroup's last */
 } builder_t;
 
-/* Tokens of a record on their way into tiles: those that the warpgroups of `mine` see, no others. */
+/* Tokens of a record on their way into tiles: those that the warpgroups of `mine` see, no
+ * others. */
 typedef struct cursor {
     uint32_t mine; /* bit w: warpgroup w */
     uint32_t seg, end, token;
@@ -39,7 +39,8 @@ static uint32_t row_tiles(const ideft_group_t *group, uint32_t rows_max)
 }
 
 /* Records and copies at most: a seg is cut where warpgroups stop seeing it and where tiles end. */
-static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records_p, uint64_t *copies_p)
+static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records_p,
+                  uint64_t *copies_p)
 {
     *records_p = *copies_p = 0;
     for (uint32_t i = 0; i < plan->n_groups; i++) {
@@ -49,7 +50,8 @@ static void count(const ideft_plan_t *plan, uint32_t rows_max, uint64_t *records
         for (uint32_t s = group->seg_begin; s < group->seg_end; s++)
             tokens += plan->seg[s].n;
         *records_p += tiles;
-        *copies_p += tiles * (2 * (uint64_t)(group->seg_end - group->seg_begin) + tokens / IDEFT_TILE + 5);
+        *copies_p += tiles *
+                     (2 * (uint64_t)(group->seg_end - group->seg_begin) + tokens / IDEFT_TILE + 5);
     }
 }
 
@@ -63,13 +65,15 @@ size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geometry_t *g, si
            lists * sizeof(uint32_t) + 256;
 }
 
-void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t pool_tokens, size_t rows, size_t nodes,
-                              size_t *bytes_p, size_t *parts_p)
+void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t pool_tokens,
+                              size_t rows, size_t nodes, size_t *bytes_p, size_t *parts_p)
 {
-    const size_t tile_rows = IDEFT_ROWS / g->G, round = n_sm / g->Hkv + 1, whole = (rows + tile_rows - 1) / tile_rows;
+    const size_t tile_rows = IDEFT_ROWS / g->G, round = n_sm / g->Hkv + 1,
+                 whole = (rows + tile_rows - 1) / tile_rows;
     const size_t tiles = ideft_min(rows, whole + IDEFT_TILE_ROUNDS * round);
-    const size_t items = 2 * tiles + IDEFT_PART_ROUNDS * round; /* the last part of a tile may be small */
-    /* a tile reads a token at most once; nodes, parts and warpgroups end a copy before its tile is full */
+    const size_t items = 2 * tiles + IDEFT_PART_ROUNDS * round; /* the last may be small */
+    /* a tile reads a token at most once; nodes, parts and warpgroups end a copy before its tile is
+     * full */
     const size_t copies = tiles * (pool_tokens / IDEFT_TILE + 2 * nodes) + 2 * rows + 7 * items;
     *parts_p = items * tile_rows;
     *bytes_p = ideft_image_front_bytes(rows) + items * ideft_image_record_bytes(g) +
@@ -77,7 +81,7 @@ void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t p
                (rows + 1 + *parts_p) * sizeof(uint32_t) + 256;
 }
 
-/* ---- tiles -------------------------------------------------------------------------------------- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
 static bool by_tiles(const builder_t *b)
 {
@@ -106,9 +110,9 @@ typedef struct stretch {
     uint32_t lo, hi, edge; /* query rows that see it: ideft_cuda_copy_t */
 } stretch_t;
 
-/* The stretch that begins at a token of a seg. Rows of the node itself follow each other in position,
- * so token j is seen from query row lo + (j - last) on, where `last` is the last that row lo sees.
- * n 0: no row of the record sees this token or a later one. */
+/* The stretch that begins at a token of a seg. Rows of the node itself follow each other in
+ * position, so token j is seen from query row lo + (j - last) on, where `last` is the last that row
+ * lo sees. n 0: no row of the record sees this token or a later one. */
 static stretch_t stretch_at(const builder_t *b, const ideft_seg_t *seg, uint32_t token)
 {
     if (token >= seg->n || seg->row_begin >= b->row_end || seg->row_end <= b->row_begin)
@@ -122,7 +126,8 @@ static stretch_t stretch_at(const builder_t *b, const ideft_seg_t *seg, uint32_t
         return (stretch_t){ 0 };
     /* after column `edge`, each column is seen by one row less, the first rows drop out */
     const uint32_t first = p.lo < b->wg_end[0] ? p.edge + b->wg_end[0] - p.lo : 0;
-    p.mine = (first > 0 && hi > b->wg_begin[0] ? 1u : 0) | (hi > b->wg_begin[1] && !by_tiles(b) ? 2u : 0);
+    p.mine = (first > 0 && hi > b->wg_begin[0] ? 1u : 0) |
+             (hi > b->wg_begin[1] && !by_tiles(b) ? 2u : 0);
     p.n = ideft_min(p.n, p.edge + (hi - p.lo));
     if (first > 0)
         p.n = ideft_min(p.n, first);
@@ -151,8 +156,8 @@ static bool is_masked(const builder_t *b, const ideft_cuda_copy_t *c, uint32_t w
     return c->lo > b->wg_begin[w] || c->hi < b->wg_end[w] || c->edge + 1u < c->n;
 }
 
-/* No other record reads the seg. A seg's rows are cut to those of its group, so for one that reaches the
- * edge of the record this cannot be known, and the answer is no. */
+/* No other record reads the seg. A seg's rows are cut to those of its group, so for one that
+ * reaches the edge of the record this cannot be known, and the answer is no. */
 static bool is_own(const builder_t *b, const ideft_seg_t *seg)
 {
     return b->row_end - b->row_begin == b->plan->n_rows ||
@@ -171,13 +176,17 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
         const ideft_seg_t *seg = &b->plan->seg[cursor->seg];
         const uint32_t n = ideft_min(p.n, IDEFT_TILE - used);
         ideft_cuda_copy_t *c = &b->copies[b->n_copies++];
-        *c = (ideft_cuda_copy_t){ .slot = seg->slot + cursor->token, .pos = seg->pos + cursor->token,
+        *c = (ideft_cuda_copy_t){ .slot = seg->slot + cursor->token,
+                                  .pos = seg->pos + cursor->token,
                                   .at = (uint8_t)(used | (is_own(b, seg) ? IDEFT_STREAM : 0)),
-                                  .n = (uint8_t)n, .lo = (uint8_t)p.lo, .hi = (uint8_t)p.hi,
+                                  .n = (uint8_t)n,
+                                  .lo = (uint8_t)p.lo,
+                                  .hi = (uint8_t)p.hi,
                                   .edge = (uint8_t)ideft_min(p.edge, IDEFT_TILE) };
         for (uint32_t w = 0; w < 2; w++)
             flags |= is_masked(b, c, w) ? IDEFT_MASK << w : 0;
-        if (c->slot != b->copies[first].slot + used || ((c->at ^ b->copies[first].at) & IDEFT_STREAM) != 0)
+        if (c->slot != b->copies[first].slot + used ||
+            ((c->at ^ b->copies[first].at) & IDEFT_STREAM) != 0)
             dense = 0;
         used += n;
         cursor->token += n;
@@ -200,13 +209,14 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     return true;
 }
 
-/* Tiles that both warpgroups see first, then by turns tiles of one and of the other, so that both are
- * busy. A warpgroup looks for its next tile while it holds one: it must be at most two on, or the
- * ring of stages would stop. */
+/* Tiles that both warpgroups see first, then by turns tiles of one and of the other, so that both
+ * are busy. A warpgroup looks for its next tile while it holds one: it must be at most two on, or
+ * the ring of stages would stop. */
 static void put_tiles(builder_t *b, const ideft_group_t *group)
 {
     cursor_t both = { by_tiles(b) ? 1 : 3, group->seg_begin, group->seg_end, 0 };
-    cursor_t own[2] = { { 1, group->seg_begin, group->seg_end, 0 }, { 2, group->seg_begin, group->seg_end, 0 } };
+    cursor_t own[2] = { { 1, group->seg_begin, group->seg_end, 0 },
+                        { 2, group->seg_begin, group->seg_end, 0 } };
     b->n_tiles = 0;
     b->final[0] = b->final[1] = IDEFT_NONE;
     while (put_tile(b, &both))
@@ -217,7 +227,8 @@ static void put_tiles(builder_t *b, const ideft_group_t *group)
         any = put_tile(b, &own[0]) | put_tile(b, &own[1]);
     if (b->n_tiles == 0) { /* none of these rows sees anything: a tile of no tokens */
         b->last = b->final[0] = b->n_copies;
-        b->copies[b->n_copies++] = (ideft_cuda_copy_t){ .count = 1, .flags = IDEFT_MINE | IDEFT_MASK };
+        b->copies[b->n_copies++] =
+            (ideft_cuda_copy_t){ .count = 1, .flags = IDEFT_MINE | IDEFT_MASK };
         b->n_tiles = 1;
     }
     b->copies[b->last].flags |= IDEFT_LAST;
@@ -228,7 +239,7 @@ static void put_tiles(builder_t *b, const ideft_group_t *group)
             b->copies[b->final[w]].flags |= (uint8_t)(IDEFT_FINAL << w);
 }
 
-/* ---- records ------------------------------------------------------------------------------------ */
+/* ---- records --------------------------------------------------------------------------------- */
 
 /* How the warpgroups share a record. In an invariant step all records, which have the rows of one
  * warpgroup at most, are computed in one way. */
@@ -237,7 +248,7 @@ static uint32_t share_of(const builder_t *b, uint32_t matrix_rows)
     if (matrix_rows > WARPGROUP_ROWS)
         return IDEFT_SHARE_ROWS;
     return is_narrow(b) && b->g->D <= IDEFT_NARROW_DIM && !b->plan->invariant ? IDEFT_SHARE_TOKENS
-                                                                                                  : IDEFT_SHARE_TILES;
+                                                                              : IDEFT_SHARE_TILES;
 }
 
 static void put_record(builder_t *b, const ideft_group_t *group)
@@ -256,12 +267,14 @@ static void put_record(builder_t *b, const ideft_group_t *group)
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t r = b->row_begin + i;
         const bool direct = plan->part_begin[r] == plan->part_begin[r + 1];
-        rows[i] = (ideft_cuda_row_t){ plan->row[r].token | (direct ? IDEFT_DIRECT : 0), plan->row[r].pos };
+        rows[i] = (ideft_cuda_row_t){ plan->row[r].token | (direct ? IDEFT_DIRECT : 0),
+                                      plan->row[r].pos };
     }
     share_rows(b);
     put_tiles(b, group);
     memset(head, 0, IDEFT_INLINE * sizeof(*head));
-    memcpy(head, &b->copies[rec->copy], ideft_min(b->n_copies - rec->copy, IDEFT_INLINE) * sizeof(*head));
+    memcpy(head, &b->copies[rec->copy],
+           ideft_min(b->n_copies - rec->copy, IDEFT_INLINE) * sizeof(*head));
 }
 
 static void put_records(builder_t *b)
@@ -279,13 +292,17 @@ static void put_records(builder_t *b)
     }
 }
 
-size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows, unsigned char *to)
+size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows,
+                         unsigned char *to)
 {
     const uint32_t R = plan->n_rows, n_list = plan->part_begin[R];
     ideft_cuda_head_t *head = (ideft_cuda_head_t *)to;
     int32_t *positions = (int32_t *)(head + 1);
-    builder_t b = { .plan = plan, .g = g, .record_bytes = ideft_image_record_bytes(g),
-                    .rows_max = ideft_image_rows(g, plan->invariant), .records = to + ideft_image_front_bytes(max_rows) };
+    builder_t b = { .plan = plan,
+                    .g = g,
+                    .record_bytes = ideft_image_record_bytes(g),
+                    .rows_max = ideft_image_rows(g, plan->invariant),
+                    .records = to + ideft_image_front_bytes(max_rows) };
     uint64_t records, copies;
     count(plan, b.rows_max, &records, &copies);
     memcpy(positions, plan->positions, R * sizeof(*positions));

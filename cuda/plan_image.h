@@ -32,13 +32,14 @@ static inline size_t ideft_image_front_bytes(size_t max_rows)
 /* Bytes that the image of the plan needs at most. Cost: O(segs). */
 size_t ideft_image_bound(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows);
 
-/* Bytes and partials that any plan of DEFT_SPLIT_AUTO takes at most, with up to `rows` rows over `nodes`
- * nodes of one run each, on a machine of so many multiprocessors. Cost: O(1). */
-void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t pool_tokens, size_t rows, size_t nodes,
-                              size_t *bytes_p, size_t *parts_p);
+/* Bytes and partials that any plan of DEFT_SPLIT_AUTO takes at most, with up to `rows` rows over
+ * `nodes` nodes of one run each, on a machine of so many multiprocessors. Cost: O(1). */
+void ideft_image_bound_of_any(const ideft_geometry_t *g, uint32_t n_sm, size_t pool_tokens,
+                              size_t rows, size_t nodes, size_t *bytes_p, size_t *parts_p);
 
 /* Build it. to: ideft_image_bound() bytes, aligned to 16. Returns the bytes used.
  * Cost: O(rows + segs * tiles of rows that their group has). */
-size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows, unsigned char *to);
+size_t ideft_image_build(const ideft_plan_t *plan, const ideft_geometry_t *g, size_t max_rows,
+                         unsigned char *to);
 
 #endif

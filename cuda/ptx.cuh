@@ -37,10 +37,10 @@ __device__ __forceinline__ void mbarrier_arrive(uint64_t *b)
 /* Arrive for `count` threads at once. */
 __device__ __forceinline__ void mbarrier_arrive(uint64_t *b, uint32_t count)
 {
-    asm volatile("{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0], %1;\n}" ::"r"(
-                     smem_of(b)),
-                 "r"(count)
-                 : "memory");
+    asm volatile(
+        "{\n.reg .b64 t;\nmbarrier.arrive.shared::cta.b64 t, [%0], %1;\n}" ::"r"(smem_of(b)),
+        "r"(count)
+        : "memory");
 }
 
 /* Whether the phase is complete, without waiting. */

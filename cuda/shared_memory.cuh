@@ -57,7 +57,7 @@ struct unit_meta {
 
 struct control {
     uint64_t full[MAX_STAGES], empty[MAX_STAGES], q_full[MAX_Q], q_empty[MAX_Q];
-    union { /* at the end of a unit: */
+    union {                         /* at the end of a unit: */
         row_sum sums[2][64];        /* to be joined: [warpgroup][row], or [8][16]: [warp][row] */
         uint4 *outputs[IDEFT_ROWS]; /* then where matrix rows are written to, NULL: nowhere */
     };

@@ -43,13 +43,9 @@ __device__ __forceinline__ void mbarrier_wait(uint64_t *b, uint32_t parity)
 #endif
 }
 
-__device__ __forceinline__ void mbarriers_publish()
-{
-}
+__device__ __forceinline__ void mbarriers_publish() {}
 
-__device__ __forceinline__ void fence_async()
-{
-}
+__device__ __forceinline__ void fence_async() {}
 
 /* ---- warps ---- */
 
@@ -59,23 +55,15 @@ __device__ __forceinline__ producer_role role_of(uint32_t, uint32_t lane, uint32
     return { K_AND_V, true, lane };
 }
 
-__device__ __forceinline__ void producer_registers()
-{
-}
+__device__ __forceinline__ void producer_registers() {}
 
-__device__ __forceinline__ void consumer_registers()
-{
-}
+__device__ __forceinline__ void consumer_registers() {}
 
 /* ---- products: complete when the functions return ---- */
 
-template <int N> __device__ __forceinline__ void products_wait()
-{
-}
+template <int N> __device__ __forceinline__ void products_wait() {}
 
-template <int N> __device__ __forceinline__ void settle(float (&)[N])
-{
-}
+template <int N> __device__ __forceinline__ void settle(float (&)[N]) {}
 
 /* S = Q K^T, 64 rows by 64 tokens. q: the warp's rows if Q_IN_REGISTERS; else they are read from
  * `row` on of the tile. */
@@ -92,15 +80,15 @@ __device__ __forceinline__ void scores(float (&s)[32], const uint32_t (&q)[D / 1
     for (int i = 0; i < D / 16; i++) {
         uint32_t own[4];
         if constexpr (!Q_IN_REGISTERS<D>)
-            load_matrices(own, smem_of(q_tile) + tile_chunk<D>(IDEFT_ROWS, row + lane % 16,
-                                                               i * 2 + lane / 16));
+            load_matrices(own, smem_of(q_tile) +
+                                   tile_chunk<D>(IDEFT_ROWS, row + lane % 16, i * 2 + lane / 16));
         const uint32_t *a = Q_IN_REGISTERS<D> ? q[i] : own;
 #pragma unroll
         for (int n = 0; n < 4; n++) { /* 16 tokens */
             uint32_t b[4];
-            load_matrices(b, smem_of(k) + tile_chunk<D>(IDEFT_TILE,
-                                                        n * 16 + lane % 8 + lane / 16 * 8,
-                                                        i * 2 + lane / 8 % 2));
+            load_matrices(b,
+                          smem_of(k) + tile_chunk<D>(IDEFT_TILE, n * 16 + lane % 8 + lane / 16 * 8,
+                                                     i * 2 + lane / 8 % 2));
             mma<T>(s + n * 8, a, b[0], b[1]);
             mma<T>(s + n * 8 + 4, a, b[2], b[3]);
         }
@@ -119,8 +107,8 @@ __device__ __forceinline__ void add_values(float (&o)[D / 2], const uint32_t (&p
 #pragma unroll
         for (int n = 0; n < D / 16; n++) {
             uint32_t b[4];
-            load_matrices_trans(b, smem_of(v) + tile_chunk<D>(IDEFT_TILE, i * 16 + lane % 16,
-                                                              n * 2 + lane / 16));
+            load_matrices_trans(
+                b, smem_of(v) + tile_chunk<D>(IDEFT_TILE, i * 16 + lane % 16, n * 2 + lane / 16));
             mma<T>(o + n * 8, p[i], b[0], b[1]);
             mma<T>(o + n * 8 + 4, p[i], b[2], b[3]);
         }

@@ -111,12 +111,13 @@ template <int W, int PANEL> __device__ __forceinline__ uint64_t descriptor(uint3
     "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
 
 /* A from registers. _a, _b, _scale, _trans: numbers of the operands after the accumulators. */
-#define WGMMA_RS(_n, _type, _list, _regs, _a, _b, _scale, _trans)                               \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #_scale ", 0;\n"                          \
-                 "wgmma.mma_async.sync.aligned.m64n" #_n "k16.f32." _type "." _type " " _list   \
-                 ", " _a ", %" #_b ", p, 1, 1, %" #_trans ";\n}"                                \
-                 : _regs                                                                        \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate), "n"(TRANS))
+#define WGMMA_RS(_n, _type, _list, _regs, _a, _b, _scale, _trans)                             \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #_scale ", 0;\n"                        \
+                 "wgmma.mma_async.sync.aligned.m64n" #_n "k16.f32." _type "." _type " " _list \
+                 ", " _a ", %" #_b ", p, 1, 1, %" #_trans ";\n}"                              \
+                 : _regs                                                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate),       \
+                   "n"(TRANS))
 
 /* c (+)= A B with B in shared memory, N columns; TRANS: B lies [k][n]. */
 template <typename T, int N, int TRANS>

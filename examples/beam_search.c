@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "cli.h"
 #include "beam.h"
+#include "cli.h"
 
 static int set_beams(void *arg, const char *value)
 {
@@ -26,15 +26,17 @@ static int set_penalty(void *arg, const char *value)
 
 static const cli_option_t own[] = {
     { "n", "  -n BEAMS             beams to keep, 1 to 64 (4)\n", set_beams },
-    { "length-penalty", "  --length-penalty A   score = log probability / length^A (1)\n", set_penalty },
-    { NULL, NULL, NULL } };
+    { "length-penalty", "  --length-penalty A   score = log probability / length^A (1)\n",
+      set_penalty },
+    { NULL, NULL, NULL }
+};
 
 static void print_beams(const engine_t *e, const beam_result_t *r)
 {
     for (size_t i = 0; i < r->n_beams; i++) {
         const beam_t *b = &r->beams[i];
-        printf("%zu. score %.4f, log probability %.3f, %zu tokens%s\n", i + 1, b->score, b->logprob, b->n,
-               b->finished ? "" : ", unfinished");
+        printf("%zu. score %.4f, log probability %.3f, %zu tokens%s\n", i + 1, b->score, b->logprob,
+               b->n, b->finished ? "" : ", unfinished");
         cli_print_text(e, b->ids, b->n);
         putchar('\n');
     }
@@ -57,7 +59,9 @@ static int search(const cli_t *cli, const beam_options_t *options, engine_t *e)
     if (status != 0)
         return cli_fail(cli, "search", why);
     if (r.dropped > 0)
-        fprintf(stderr, "beam_search: the KV pool was full: %zu branches were left out, the worst first\n", r.dropped);
+        fprintf(stderr,
+                "beam_search: the KV pool was full: %zu branches were left out, the worst first\n",
+                r.dropped);
     if (r.full)
         fprintf(stderr, "beam_search: the KV pool is full: these are the beams so far\n");
     if (r.stopped)

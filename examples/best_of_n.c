@@ -3,7 +3,8 @@
  * (self-consistency: Wang et al., arXiv 2203.11171). The prompt's KV is stored and read once.
  *
  * Run:    best_of_n -m MODEL.gguf -p "What is 7 * 8?" -n 64 --temperature 0.8
- * Prints: the samples of the highest mean log probability, and the last numbers that they end with. */
+ * Prints: the samples of the highest mean log probability, and the last numbers that they end
+ * with. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@ typedef struct sample {
     int32_t *ids; /* [tokens] */
     size_t n;
     double logprob;
-    int done;     /* it ended, or had to make room for another: then its node may be gone */
+    int done; /* it ended, or had to make room for another: then its node may be gone */
     char answer[32];
 } sample_t;
 
@@ -32,7 +33,9 @@ static int set_n(void *arg, const char *value)
     return cli_size(value, 1, MAX_SAMPLES, &((options_t *)arg)->n);
 }
 
-static const cli_option_t own[] = { { "n", "  -n SAMPLES           samples to draw, 1 to 512 (16)\n", set_n }, { NULL, NULL, NULL } };
+static const cli_option_t own[] = {
+    { "n", "  -n SAMPLES           samples to draw, 1 to 512 (16)\n", set_n }, { NULL, NULL, NULL }
+};
 
 static double score(const sample_t *s)
 {
@@ -45,9 +48,9 @@ typedef struct drawing {
     engine_t *e;
     deft_tree_t *tree;
     sample_t *list;
-    size_t n, most;  /* samples, and their tokens */
+    size_t n, most; /* samples, and their tokens */
     size_t k;
-    size_t dropped;  /* samples that had to end for want of room */
+    size_t dropped; /* samples that had to end for want of room */
 } drawing_t;
 
 /* What has ended goes first, then the worst. */
@@ -149,7 +152,8 @@ static void print_votes(const sample_t *list, size_t n)
         size_t same = 0;
         for (size_t j = 0; j < n; j++)
             same += strcmp(list[i].answer, list[j].answer) == 0;
-        if (list[i].answer[0] != '\0' && same > votes) { /* of a tie: the one with the best sample */
+        if (list[i].answer[0] != '\0' &&
+            same > votes) { /* of a tie: the one with the best sample */
             votes = same;
             best = i;
         }
@@ -158,7 +162,8 @@ static void print_votes(const sample_t *list, size_t n)
         printf("most end with %s: %zu of %zu\n", list[best].answer, votes, n);
 }
 
-static void print_samples(const engine_t *e, sample_t *list, size_t n, size_t n_prompt, double seconds)
+static void print_samples(const engine_t *e, sample_t *list, size_t n, size_t n_prompt,
+                          double seconds)
 {
     size_t alone = 0;
 
@@ -177,7 +182,8 @@ static void print_samples(const engine_t *e, sample_t *list, size_t n, size_t n_
 }
 
 /* Compute the prompt, fork the samples, decode them. */
-static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t *ids, size_t n_ids, sample_t *list, size_t n)
+static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t *ids, size_t n_ids,
+                sample_t *list, size_t n)
 {
     const size_t k = engine_vocab(e) < SAMPLER_CANDIDATES ? engine_vocab(e) : SAMPLER_CANDIDATES;
     const char *why = "out of memory";
@@ -204,7 +210,9 @@ static int draw(const cli_t *cli, engine_t *e, deft_tree_t *tree, const int32_t 
     if (status == 0)
         status = decode(&d, top, &why);
     if (d.dropped > 0)
-        fprintf(stderr, "best_of_n: the KV pool was full: %zu samples ended early, the worst first\n", d.dropped);
+        fprintf(stderr,
+                "best_of_n: the KV pool was full: %zu samples ended early, the worst first\n",
+                d.dropped);
     free(top);
     return status == 0 ? 0 : cli_fail(cli, "sampling", why);
 }
@@ -216,7 +224,8 @@ int main(int argc, char **argv)
     deft_tree_t *tree;
     int32_t *ids;
     size_t n_ids;
-    int status = cli_parse(&cli, argc, argv, "Many samples of one prompt, and the best of them.", own, &o);
+    int status =
+        cli_parse(&cli, argc, argv, "Many samples of one prompt, and the best of them.", own, &o);
 
     if (status != 0)
         return status < 0 ? 0 : status;

@@ -61,18 +61,23 @@ int cli_end(const cli_t *cli, int status)
 
 static void usage(const cli_t *cli, const char *what, const cli_option_t *own, FILE *to)
 {
-    fprintf(to, "usage: %s -m MODEL -p PROMPT [OPTION]...\n%s\n\n"
+    fprintf(to,
+            "usage: %s -m MODEL -p PROMPT [OPTION]...\n%s\n\n"
             "  -m MODEL             a Llama-architecture model as GGUF\n"
-            "  -p PROMPT            the question\n", cli->program, what);
+            "  -p PROMPT            the question\n",
+            cli->program, what);
     for (; own->name; own++)
         fputs(own->help, to);
     if (cli->tokens > 0)
         fprintf(to, "  --tokens N           tokens to decode at most (%zu)\n", cli->tokens);
     else
-        fputs("  --tokens N           tokens to compute at most, over all problems (no limit)\n", to);
-    fprintf(to, "  --seconds S          end after this time with what there is (no limit)\n"
+        fputs("  --tokens N           tokens to compute at most, over all problems (no limit)\n",
+              to);
+    fprintf(to,
+            "  --seconds S          end after this time with what there is (no limit)\n"
             "  --seed N             seed of the sampler (1)\n"
-            "  --temperature T      0 takes the best tokens, above 0 they are drawn (%g)\n", (double)cli->temperature);
+            "  --temperature T      0 takes the best tokens, above 0 they are drawn (%g)\n",
+            (double)cli->temperature);
     fputs("  --device DEVICE      auto, cpu or cuda (auto: cuda where there is a device)\n"
           "  --threads N          CPU: threads that compute (all processors)\n"
           "  --kv TYPE            f16, bf16 or f32, which is for the CPU (f16)\n"
@@ -80,7 +85,8 @@ static void usage(const cli_t *cli, const char *what, const cli_option_t *own, F
           "  --dot FILE           draw the tree for Graphviz; FILE.svg: by Graphviz\n"
           "  --raw                no chat template\n"
           "  --pool TOKENS        size of the KV pool (8192; for --jobs 1024 for each, if more)\n"
-          "  --help               this text\n", to);
+          "  --help               this text\n",
+          to);
 }
 
 int cli_number(const char *text, double min, double max, double *v)
@@ -119,31 +125,67 @@ static int shared_option(cli_t *c, int option, const char *arg)
     int i, bad = 0;
 
     switch (option) {
-    case 'm': c->model = arg; break;
-    case 'p': c->prompt = arg; break;
-    case 'd': c->dot = arg; break;
-    case 'r': c->raw = 1; break;
-    case 's': c->seed = strtoull(arg, NULL, 0); break;
-    case 't': bad = cli_number(arg, 1, 1e12, &v); c->tokens = (size_t)v; break;
-    case 'e': bad = cli_number(arg, 0, 1e9, &c->seconds); break;
-    case 'T': bad = cli_number(arg, 0, 100, &v); c->temperature = (float)v; break;
-    case 'j': bad = cli_number(arg, 1, 1024, &v); c->engine.n_threads = (uint32_t)v; break;
-    case 'o': bad = cli_number(arg, 1, 1e9, &v); c->engine.pool_tokens = (size_t)v; break;
-    case 'D': bad = (i = name_of(arg, devices, 4)) < 0 || i == 2; c->engine.device = (deft_device_t)i; break;
-    case 'k': bad = (i = name_of(arg, types, 4)) < 1; c->engine.kv_type = (deft_dtype_t)i; break;
-    case 'S': bad = (i = name_of(arg, splits, 5)) < 0; c->engine.split = (deft_split_t)i; break;
-    default: bad = -1;
+    case 'm':
+        c->model = arg;
+        break;
+    case 'p':
+        c->prompt = arg;
+        break;
+    case 'd':
+        c->dot = arg;
+        break;
+    case 'r':
+        c->raw = 1;
+        break;
+    case 's':
+        c->seed = strtoull(arg, NULL, 0);
+        break;
+    case 't':
+        bad = cli_number(arg, 1, 1e12, &v);
+        c->tokens = (size_t)v;
+        break;
+    case 'e':
+        bad = cli_number(arg, 0, 1e9, &c->seconds);
+        break;
+    case 'T':
+        bad = cli_number(arg, 0, 100, &v);
+        c->temperature = (float)v;
+        break;
+    case 'j':
+        bad = cli_number(arg, 1, 1024, &v);
+        c->engine.n_threads = (uint32_t)v;
+        break;
+    case 'o':
+        bad = cli_number(arg, 1, 1e9, &v);
+        c->engine.pool_tokens = (size_t)v;
+        break;
+    case 'D':
+        bad = (i = name_of(arg, devices, 4)) < 0 || i == 2;
+        c->engine.device = (deft_device_t)i;
+        break;
+    case 'k':
+        bad = (i = name_of(arg, types, 4)) < 1;
+        c->engine.kv_type = (deft_dtype_t)i;
+        break;
+    case 'S':
+        bad = (i = name_of(arg, splits, 5)) < 0;
+        c->engine.split = (deft_split_t)i;
+        break;
+    default:
+        bad = -1;
     }
     return bad;
 }
 
-int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_option_t *own, void *arg)
+int cli_parse(cli_t *cli, int argc, char **argv, const char *what, const cli_option_t *own,
+              void *arg)
 {
     static const struct option shared[] = {
-        { "tokens", 1, NULL, 't' }, { "seconds", 1, NULL, 'e' }, { "seed", 1, NULL, 's' }, { "temperature", 1, NULL, 'T' },
-        { "device", 1, NULL, 'D' }, { "threads", 1, NULL, 'j' }, { "kv", 1, NULL, 'k' },
-        { "split", 1, NULL, 'S' }, { "dot", 1, NULL, 'd' }, { "raw", 0, NULL, 'r' },
-        { "pool", 1, NULL, 'o' }, { "help", 0, NULL, 'h' } };
+        { "tokens", 1, NULL, 't' },      { "seconds", 1, NULL, 'e' }, { "seed", 1, NULL, 's' },
+        { "temperature", 1, NULL, 'T' }, { "device", 1, NULL, 'D' },  { "threads", 1, NULL, 'j' },
+        { "kv", 1, NULL, 'k' },          { "split", 1, NULL, 'S' },   { "dot", 1, NULL, 'd' },
+        { "raw", 0, NULL, 'r' },         { "pool", 1, NULL, 'o' },    { "help", 0, NULL, 'h' }
+    };
     enum { N_SHARED = sizeof(shared) / sizeof(*shared) };
     struct option longs[MAX_OPTIONS + 1] = { { 0 } };
     char shorts[2 * MAX_OPTIONS] = "m:p:";
@@ -249,7 +291,8 @@ void cli_bar(cli_screen_t *screen, size_t done, size_t of, const char *format, .
     const int full = (int)(BAR * done / of);
     va_list args;
 
-    fprintf(stderr, "[%.*s%*s] %zu/%zu, ", full, "##############################", BAR - full, "", done, of);
+    fprintf(stderr, "[%.*s%*s] %zu/%zu, ", full, "##############################", BAR - full, "",
+            done, of);
     va_start(args, format);
     vfprintf(stderr, format, args);
     va_end(args);
@@ -266,15 +309,18 @@ static struct watched {
     int column;
 } watched;
 
-/* Lines to stderr, cut at the width. Of UTF-8 the first byte tells the columns, near enough: 0xe3 and up are
- * the wide scripts, and pictures. */
+/* Lines to stderr, cut at the width. Of UTF-8 the first byte tells the columns, near enough: 0xe3
+ * and up are the wide scripts, and pictures. */
 static int write_narrow(void *arg, const char *text, size_t n)
 {
     (void)arg;
     for (size_t i = 0; i < n; i++) {
         watched.screen.lines += text[i] == '\n';
         const unsigned char c = (unsigned char)text[i];
-        watched.column = c == '\n' ? 0 : watched.column + ((c & 0xc0) == 0x80 ? 0 : c >= 0xe3 ? 2 : 1);
+        watched.column = c == '\n' ? 0
+                                   : watched.column + ((c & 0xc0) == 0x80 ? 0
+                                                       : c >= 0xe3        ? 2
+                                                                          : 1);
         if (watched.column <= CLI_WIDTH)
             fputc(text[i], stderr);
     }
@@ -286,7 +332,10 @@ int cli_progress(void *arg, size_t done, size_t of)
     (void)arg;
     if (watched.tree && cli_redraw(&watched.screen, done + 1 == of)) {
         label_of_t l = { engine_tokenizer(watched.e), 12 };
-        const deft_print_t print = { .struct_size = sizeof(print), .write = write_narrow, .label = label, .label_arg = &l,
+        const deft_print_t print = { .struct_size = sizeof(print),
+                                     .write = write_narrow,
+                                     .label = label,
+                                     .label_arg = &l,
                                      .max_nodes = SHOWN };
         watched.column = 0;
         (void)deft_tree_print(watched.tree, &print);
@@ -353,36 +402,40 @@ void cli_print_text(const engine_t *e, const int32_t *ids, size_t n)
 void cli_print_work(const engine_t *e, size_t alone, double seconds)
 {
     const engine_times_t *t = engine_times(e);
-    const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes, steps = (double)(t->steps ? t->steps : 1);
+    const double unique = (double)t->kv_unique_bytes, logical = (double)t->kv_logical_bytes,
+                 steps = (double)(t->steps ? t->steps : 1);
     const double running = seconds - t->captured;
 
     printf("computed   %llu tokens", (unsigned long long)t->rows);
     if (alone > 0)
         printf("; %zu if every line were a sequence of its own", alone);
-    printf("\nKV read    %.1f MB; sequence attention would read %.1f MB (%.1fx)\n", unique * 1e-6, logical * 1e-6,
-           unique > 0 ? logical / unique : 0.0);
-    printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n", (double)t->rows / running,
-           running, 1e3 * running / steps, 1e3 * t->plan / steps);
+    printf("\nKV read    %.1f MB; sequence attention would read %.1f MB (%.1fx)\n", unique * 1e-6,
+           logical * 1e-6, unique > 0 ? logical / unique : 0.0);
+    printf("speed      %.0f tokens a second, %.2f s; a step %.2f ms, of which planning %.3f ms\n",
+           (double)t->rows / running, running, 1e3 * running / steps, 1e3 * t->plan / steps);
     if (t->device > 0)
-        printf("model      %.1f%% of the time on the GPU; on the CPU planning %.1f%%, launches %.1f%%, search %.1f%%\n",
+        printf("model      %.1f%% of the time on the GPU; on the CPU planning %.1f%%, launches "
+               "%.1f%%, search %.1f%%\n",
                100 * t->device / running, 100 * t->plan / running, 100 * t->rest / running,
                100 * (1 - (t->plan + t->rest + t->waited) / running));
     else
         printf("model      %.1f%% of the time; the rest is search, planning and sampling\n",
                100 * (t->matmul + t->attention + t->rest) / running);
     if (t->captured > 0)
-        printf("start      %.2f s more, for the products and graphs of each size of step\n", t->captured);
+        printf("start      %.2f s more, for the products and graphs of each size of step\n",
+               t->captured);
 }
 
 /* Graphviz makes the SVG; the file's name is for it alone, not for a shell. */
 static int make_svg(const char *dot, const char *svg)
 {
-    char *argv[] = { (char[]){ "dot" }, (char[]){ "-Tsvg" }, (char[]){ "-o" }, (char *)(uintptr_t)svg,
-                     (char *)(uintptr_t)dot, NULL };
+    char *argv[] = { (char[]){ "dot" },      (char[]){ "-Tsvg" },    (char[]){ "-o" },
+                     (char *)(uintptr_t)svg, (char *)(uintptr_t)dot, NULL };
     pid_t pid;
     int status;
 
-    return posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) != 0 || waitpid(pid, &status, 0) < 0 || status != 0;
+    return posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ) != 0 ||
+           waitpid(pid, &status, 0) < 0 || status != 0;
 }
 
 int cli_picture(const cli_t *cli, void (*draw)(void *arg, FILE *to), void *arg)
@@ -418,8 +471,12 @@ static void draw_tree(void *arg, FILE *to)
 {
     const drawing_t *d = arg;
     label_of_t l = { engine_tokenizer(d->e), 64 };
-    const deft_print_t print = { .struct_size = sizeof(print), .picture = d->picture, .write = write_file, .arg = to,
-                                 .label = label, .label_arg = &l };
+    const deft_print_t print = { .struct_size = sizeof(print),
+                                 .picture = d->picture,
+                                 .write = write_file,
+                                 .arg = to,
+                                 .label = label,
+                                 .label_arg = &l };
 
     (void)deft_tree_print(d->tree, &print);
 }

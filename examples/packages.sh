@@ -35,6 +35,7 @@ need_to_test() {
     need check pkg-config --exists check
     need mandoc command -v mandoc
     need g++ command -v g++
+    need clang-format-14 command -v clang-format-14
     need valgrind command -v valgrind
     need libc6-dbg test -d /usr/lib/debug/.build-id
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Countdown against the machine, in turns on the same numbers: who makes the target wins, who leaves
- * numbers from which it cannot be made any more loses. The machine thinks by Monte Carlo tree search
- * with the model, and keeps what it knows from move to move.
+/* Countdown against the machine, in turns on the same numbers: who makes the target wins, who
+ * leaves numbers from which it cannot be made any more loses. The machine thinks by Monte Carlo
+ * tree search with the model, and keeps what it knows from move to move.
  *
  * Run:    play -m countdown.gguf -p "24=4,9,10,13"
  * Enter:  a move like 13-9, "hint", or "quit". */
@@ -55,7 +55,8 @@ static int make(match_t *m, const game_move_t *move)
 
     game_play(&after, move);
     for (size_t i = 0; i < m->root.n_kids; i++)
-        if (memcmp(m->root.kid[i].at.game.number, after.number, (size_t)after.n * sizeof(int)) == 0) {
+        if (memcmp(m->root.kid[i].at.game.number, after.number, (size_t)after.n * sizeof(int)) ==
+            0) {
             puct_play(&m->t, &m->root, &m->root.kid[i]);
             return 0;
         }
@@ -66,8 +67,8 @@ static int make(match_t *m, const game_move_t *move)
     return deft_tree_commit(m->t.tree, fresh.at.node, DEFT_COMMIT_SUBTREE) == DEFT_OK ? 0 : -1;
 }
 
-/* What the machine would do: the first move of a solution if it found one, else what it visited most,
- * else anything. 0, or -1. */
+/* What the machine would do: the first move of a solution if it found one, else what it visited
+ * most, else anything. 0, or -1. */
 static int think(match_t *m, game_move_t *move)
 {
     const size_t done = strlen(m->root.at.steps);
@@ -100,7 +101,9 @@ static int parse(const game_t *g, const char *text, game_move_t *move)
     if (sscanf(text, "%d %c %d", &a, &op, &b) != 3)
         return -1;
     for (size_t i = 0; i < n; i++)
-        if (moves[i].op == op && ((moves[i].a == a && moves[i].b == b) || ((op == '+' || op == '*') && moves[i].a == b && moves[i].b == a))) {
+        if (moves[i].op == op &&
+            ((moves[i].a == a && moves[i].b == b) ||
+             ((op == '+' || op == '*') && moves[i].a == b && moves[i].b == a))) {
             *move = moves[i];
             return 0;
         }
@@ -124,7 +127,8 @@ static int ask(match_t *m, game_move_t *move)
         } else if (parse(&m->root.at.game, line, move) == 0) {
             return 0;
         } else {
-            puts("that is no move: take two of the numbers, as in 13-9; the larger first, quotients whole");
+            puts("that is no move: take two of the numbers, as in 13-9; the larger first, "
+                 "quotients whole");
         }
     }
 }
@@ -150,7 +154,8 @@ static void play(job_t *job, void *arg)
         }
         if (!game_solvable(&m->root.at.game)) {
             show(m);
-            puts(person ? "the target is out of reach: I win" : "the target is out of reach: you win");
+            puts(person ? "the target is out of reach: I win"
+                        : "the target is out of reach: you win");
             break;
         }
     }
@@ -165,7 +170,9 @@ static int set_simulations(void *arg, const char *value)
 }
 
 static const cli_option_t own[] = {
-    { "simulations", "  --simulations N      how long the machine thinks (16)\n", set_simulations }, { NULL, NULL, NULL } };
+    { "simulations", "  --simulations N      how long the machine thinks (16)\n", set_simulations },
+    { NULL, NULL, NULL }
+};
 
 static int enough(void *arg)
 {
@@ -186,14 +193,19 @@ int main(int argc, char **argv)
 
     if (status != 0)
         return status < 0 ? 0 : status;
-    match = (match_t){ .cli = &cli, .o = &o, .t = { .sampler = { .state = cli.seed, .temperature = cli.temperature } } };
-    if (game_parse(cli.prompt, &match.root.at.game, &end) != 0 || *end != '\0' || match.root.at.game.n < 2)
+    match = (match_t){ .cli = &cli,
+                       .o = &o,
+                       .t = { .sampler = { .state = cli.seed, .temperature = cli.temperature } } };
+    if (game_parse(cli.prompt, &match.root.at.game, &end) != 0 || *end != '\0' ||
+        match.root.at.game.n < 2)
         return cli_fail(&cli, "no problem like 24=4,9,10,13", cli.prompt);
     if (!game_solvable(&match.root.at.game))
         return cli_fail(&cli, "this cannot be made", cli.prompt);
     match.e = cli_open(&cli);
-    status = !match.e ? 1 : jobs_run(match.e, &jo, play, args, 1) != 0 && !enough(&match) ?
-             cli_fail(&cli, "search", engine_error(match.e)) : 0;
+    status = !match.e ? 1
+             : jobs_run(match.e, &jo, play, args, 1) != 0 && !enough(&match)
+                 ? cli_fail(&cli, "search", engine_error(match.e))
+                 : 0;
     engine_close(match.e);
     return cli_end(&cli, status);
 }

@@ -27,8 +27,16 @@ typedef struct options {
     int off;
 } options_t;
 
-static int set_system(void *o, const char *v) { ((options_t *)o)->system = v; return 0; }
-static int set_keep(void *o, const char *v) { ((options_t *)o)->keep = v; return 0; }
+static int set_system(void *o, const char *v)
+{
+    ((options_t *)o)->system = v;
+    return 0;
+}
+static int set_keep(void *o, const char *v)
+{
+    ((options_t *)o)->keep = v;
+    return 0;
+}
 static int set_cache(void *o, const char *v)
 {
     ((options_t *)o)->off = strcmp(v, "off") == 0;
@@ -39,11 +47,12 @@ static const cli_option_t own[] = {
     { "system", "  --system TEXT        what stands before each conversation\n", set_system },
     { "keep", "  --keep NAME          this conversation stays, however full the pool\n", set_keep },
     { "cache", "  --cache on|off       off: compute all of each request\n", set_cache },
-    { NULL, NULL, NULL } };
+    { NULL, NULL, NULL }
+};
 
 typedef struct talk {
     char name[NAME];
-    int32_t *ids;      /* all that was said, as tokens */
+    int32_t *ids; /* all that was said, as tokens */
     size_t n;
     deft_tree_t *kept; /* a tree of its own; NULL: what is left of it is in the cache */
 } talk_t;
@@ -58,7 +67,7 @@ typedef struct agent {
     candidate_t top[SAMPLER_CANDIDATES];
     size_t k;
     size_t requests, tokens, found, decoded, dropped; /* in all */
-    double first; /* seconds to the first tokens, in all */
+    double first;                                     /* seconds to the first tokens, in all */
 } agent_t;
 
 /* ---- the cache ---- */
@@ -207,8 +216,10 @@ static void print_totals(const agent_t *a, double seconds)
            1e3 * a->first / requests);
     cli_print_work(a->e, a->tokens + a->decoded, seconds);
     if (a->dropped > 0)
-        fprintf(stderr, "prefix_cache: the KV pool was full: %zu branches were dropped, the least "
-                "recently used first\n", a->dropped);
+        fprintf(stderr,
+                "prefix_cache: the KV pool was full: %zu branches were dropped, the least "
+                "recently used first\n",
+                a->dropped);
 }
 
 int main(int argc, char **argv)
@@ -216,9 +227,11 @@ int main(int argc, char **argv)
     static agent_t a;
     cli_t cli = { .program = "prefix_cache", .tokens = 64, .seed = 1 };
     options_t o = { 0 };
-    int status = cli_parse(&cli, argc, argv, "Conversations whose common beginnings are computed "
+    int status = cli_parse(&cli, argc, argv,
+                           "Conversations whose common beginnings are computed "
                            "once. PROMPT: \"NAME: TEXT\";\n@FILE, or - for standard input: such "
-                           "lines.", own, &o);
+                           "lines.",
+                           own, &o);
 
     if (status != 0)
         return status < 0 ? 0 : status;

@@ -2,7 +2,8 @@
 /* Speculative decoding over token trees, with what the text itself suggests.
  *
  * Run:    speculative -m MODEL.gguf -p "Repeat after me: ..." --tokens 200
- * Prints: the text, which is that of plain decoding (--draft 0), and how many guesses were right. */
+ * Prints: the text, which is that of plain decoding (--draft 0), and how many guesses were
+ * right. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +22,11 @@ static int set_length(void *arg, const char *value)
 }
 
 static const cli_option_t own[] = {
-    { "draft", "  --draft N            guesses a step, 0 (plain decoding) to 63 (16)\n", set_draft },
+    { "draft", "  --draft N            guesses a step, 0 (plain decoding) to 63 (16)\n",
+      set_draft },
     { "length", "  --length N           tokens of a guess at most (8)\n", set_length },
-    { NULL, NULL, NULL } };
+    { NULL, NULL, NULL }
+};
 
 /* Of all texts. */
 typedef struct totals {
@@ -33,13 +36,15 @@ typedef struct totals {
 
 static void print_totals(const engine_t *e, const totals_t *t)
 {
-    const double steps = t->steps > 0 ? (double)t->steps : 1, decoded = (double)t->n - (double)t->texts;
+    const double steps = t->steps > 0 ? (double)t->steps : 1,
+                 decoded = (double)t->n - (double)t->texts;
 
-    printf("\n%zu tokens%s in %zu steps: %.2f a step\n", t->n, t->finished == t->texts ? "" : ", unfinished", t->steps,
-           decoded / steps);
+    printf("\n%zu tokens%s in %zu steps: %.2f a step\n", t->n,
+           t->finished == t->texts ? "" : ", unfinished", t->steps, decoded / steps);
     printf("guesses    %zu, of which %zu were right\n", t->drafted, t->accepted);
     cli_print_work(e, 0, t->seconds);
-    printf("text       %.1f tokens a second, prompt included\n", (double)t->n / (t->seconds - engine_times(e)->captured));
+    printf("text       %.1f tokens a second, prompt included\n",
+           (double)t->n / (t->seconds - engine_times(e)->captured));
 }
 
 static int decode(const cli_t *cli, const speculate_options_t *options, engine_t *e, totals_t *t)
@@ -98,8 +103,10 @@ int main(int argc, char **argv)
 {
     cli_t cli = { .program = "speculative", .tokens = 128, .seed = 1 };
     speculate_options_t options = { .draft = 16, .progress = cli_progress };
-    int status = cli_parse(&cli, argc, argv, "Speculative decoding over token trees; -p @FILE, or "
-                           "-: a prompt a line.", own, &options);
+    int status = cli_parse(&cli, argc, argv,
+                           "Speculative decoding over token trees; -p @FILE, or "
+                           "-: a prompt a line.",
+                           own, &options);
 
     if (status != 0)
         return status < 0 ? 0 : status;

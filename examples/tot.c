@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* Tree of Thoughts (Yao et al., arXiv 2305.10601) on Countdown: a model proposes steps and says what
- * positions are worth, the search keeps the best.
+/* Tree of Thoughts (Yao et al., arXiv 2305.10601) on Countdown: a model proposes steps and says
+ * what positions are worth, the search keeps the best.
  *
  * Run:    tot -m countdown.gguf -p "24=4,9,10,13" --samples 8
  *         tot -m countdown.gguf -p @problems.txt --jobs 64 --method dfs
  * Prints: a solution for each problem, checked by exact arithmetic, and what it took.
  *
  * Other ways to spend the same model are here to be compared with: greedy takes its likeliest line,
- * best-of-n draws whole lines, beam keeps those of the highest probability, and does not ask for values. */
+ * best-of-n draws whole lines, beam keeps those of the highest probability, and does not ask for
+ * values. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,8 +39,10 @@ static size_t keep_best(thinker_t *t, proposal_t *list, size_t n, position_t *be
     return kept;
 }
 
-/* Breadth first: the best positions of each depth. samples 0: as many from each as it was proposed. */
-static int breadth_first(thinker_t *t, const position_t *root, const options_t *o, size_t beams, size_t samples)
+/* Breadth first: the best positions of each depth. samples 0: as many from each as it was
+ * proposed. */
+static int breadth_first(thinker_t *t, const position_t *root, const options_t *o, size_t beams,
+                         size_t samples)
 {
     const size_t most = beams * (samples ? samples : 1);
     position_t *beam = malloc(beams * sizeof(*beam));
@@ -104,9 +107,12 @@ static int search(thinker_t *t, const position_t *root, const void *options)
             status = depth_first(t, o, root);
         } while (status == 0 && !t->solved && t->proposals > before && t->proposals < o->visits);
         return status;
-    case GREEDY: return breadth_first(t, root, o, 1, 1);
-    case BEST_OF_N: return breadth_first(t, root, o, o->samples, 0);
-    default: return breadth_first(t, root, o, o->beams, o->samples);
+    case GREEDY:
+        return breadth_first(t, root, o, 1, 1);
+    case BEST_OF_N:
+        return breadth_first(t, root, o, o->samples, 0);
+    default:
+        return breadth_first(t, root, o, o->beams, o->samples);
     }
 }
 
@@ -120,18 +126,33 @@ static int set_method(void *arg, const char *value)
     return 1;
 }
 
-static int set_beams(void *arg, const char *value) { return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->beams); }
-static int set_samples(void *arg, const char *value) { return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->samples); }
-static int set_jobs(void *arg, const char *value) { return cli_size(value, 1, 4096, &((options_t *)arg)->jobs); }
-static int set_visits(void *arg, const char *value) { return cli_size(value, 1, 1000000, &((options_t *)arg)->visits); }
+static int set_beams(void *arg, const char *value)
+{
+    return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->beams);
+}
+static int set_samples(void *arg, const char *value)
+{
+    return cli_size(value, 1, THOUGHTS_WIDTH, &((options_t *)arg)->samples);
+}
+static int set_jobs(void *arg, const char *value)
+{
+    return cli_size(value, 1, 4096, &((options_t *)arg)->jobs);
+}
+static int set_visits(void *arg, const char *value)
+{
+    return cli_size(value, 1, 1000000, &((options_t *)arg)->visits);
+}
 
 static const cli_option_t own[] = {
     { "method", "  --method METHOD      bfs, dfs, greedy, best-of-n or beam (bfs)\n", set_method },
     { "beams", "  --beams N            bfs, beam: positions to keep, 1 to 64 (5)\n", set_beams },
-    { "samples", "  --samples N          proposals from a position; best-of-n: lines; 1 to 64 (8)\n", set_samples },
+    { "samples",
+      "  --samples N          proposals from a position; best-of-n: lines; 1 to 64 (8)\n",
+      set_samples },
     { "visits", "  --visits N           dfs: proposals of a problem at most (500)\n", set_visits },
     { "jobs", "  --jobs N             problems at a time (1)\n", set_jobs },
-    { NULL, NULL, NULL } };
+    { NULL, NULL, NULL }
+};
 
 int main(int argc, char **argv)
 {

@@ -40,7 +40,7 @@ static bool has_device(deft_device_t kind)
     return kind == DEFT_DEVICE_AUTO;
 }
 
-/* ---- what is accepted -------------------------------------------------------------------------- */
+/* ---- what is accepted ------------------------------------------------------------------------ */
 
 static deft_status_t check_enums(const deft_config_t *c)
 {
@@ -87,7 +87,7 @@ static deft_status_t check_config(const deft_config_t *c)
     return DEFT_OK;
 }
 
-/* ---- making one --------------------------------------------------------------------------------- */
+/* ---- making one ------------------------------------------------------------------------------ */
 
 static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
 {
@@ -122,7 +122,8 @@ static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
 }
 
 /* Try a device that AUTO could do without: why it cannot be had is no error then. */
-static deft_status_t try_device(deft_ctx_t *ctx, const ideft_device_ops_t *ops, const deft_config_t *c)
+static deft_status_t try_device(deft_ctx_t *ctx, const ideft_device_ops_t *ops,
+                                const deft_config_t *c)
 {
     const deft_log_fn log = ctx->host.log;
     ctx->host.log = NULL;
@@ -169,9 +170,11 @@ static deft_status_t fill(deft_ctx_t *ctx, const deft_config_t *c)
     ctx->debug_check = getenv("DEFT_DEBUG_CHECK") != NULL;
     IDEFT_TRY(set_geometry(ctx, c));
     IDEFT_TRY(make_device(ctx, c));
-    IDEFT_TRY(ideft_forest_init(&ctx->forest, &ctx->host, (uint32_t)ctx->facts.pool_tokens, &c->hooks));
+    IDEFT_TRY(
+        ideft_forest_init(&ctx->forest, &ctx->host, (uint32_t)ctx->facts.pool_tokens, &c->hooks));
     ctx->forest.owner = ctx;
-    ideft_planner_init(&ctx->planner, &ctx->host, &ctx->forest, &ctx->geometry, &ctx->facts.machine);
+    ideft_planner_init(&ctx->planner, &ctx->host, &ctx->forest, &ctx->geometry,
+                       &ctx->facts.machine);
     log_facts(ctx);
     return DEFT_OK;
 }
@@ -206,13 +209,14 @@ void deft_ctx_destroy(deft_ctx_t *ctx)
         ctx->device->ops->destroy(ctx->device);
     ideft_planner_trim(&ctx->planner);
     ideft_forest_fini(&ctx->forest);
-    ideft_free(&host, ctx->geometry.windows, ctx->geometry.n_layers * sizeof(*ctx->geometry.windows));
+    ideft_free(&host, ctx->geometry.windows,
+               ctx->geometry.n_layers * sizeof(*ctx->geometry.windows));
     ideft_free(&host, ctx->geometry.sinks, ctx->geometry.H * sizeof(*ctx->geometry.sinks));
     ideft_free(&host, ctx->step.written, ctx->geometry.n_layers);
     ideft_free(&host, ctx, sizeof(*ctx));
 }
 
-/* ---- asking and setting -------------------------------------------------------------------------- */
+/* ---- asking and setting ---------------------------------------------------------------------- */
 
 deft_status_t deft_ctx_info(const deft_ctx_t *ctx, deft_info_t *info)
 {

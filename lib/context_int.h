@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* A context: what was asked for, a forest, a planner, a step, a device. Only the public calls see it
- * as a whole; each part below is handed what it needs. */
+/* A context: what was asked for, a forest, a planner, a step, a device. Only the public calls see
+ * it as a whole; each part below is handed what it needs. */
 #ifndef IDEFT_CONTEXT_INT_H
 #define IDEFT_CONTEXT_INT_H
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* The seam between the host library and what holds KV and computes.
  *
- * A device has an arena of planes (format/format.h) and carries out finished plans (plan/plan.h). It
- * never sees a tree or a context: each operation takes what it needs. For every call: the geometry
- * that the device was made for does not change; a plan stays as it is from prepare() until the next
- * one; layer < n_layers; pointers are not NULL. A call that fails returns a code of deft/status.h with
- * the text set by ideft_fail(); DEFT_ERR_DEVICE means that nothing more can be done with the device. */
+ * A device has an arena of planes (format/format.h) and carries out finished plans (plan/plan.h).
+ * It never sees a tree or a context: each operation takes what it needs. For every call: the
+ * geometry that the device was made for does not change; a plan stays as it is from prepare() until
+ * the next one; layer < n_layers; pointers are not NULL. A call that fails returns a code of
+ * deft/status.h with the text set by ideft_fail(); DEFT_ERR_DEVICE means that nothing more can be
+ * done with the device. */
 #ifndef IDEFT_DEVICE_H
 #define IDEFT_DEVICE_H
 
@@ -32,10 +33,10 @@ typedef struct ideft_device {
 typedef struct ideft_facts {
     const char *name; /* "avx2", "cuda sm_90a": for deft_info_t, lives as long as the device */
     ideft_machine_t machine;
-    deft_isa_t isa;         /* CPU */
+    deft_isa_t isa; /* CPU */
     deft_dtype_t act_type;
-    uint32_t n_threads;     /* CUDA: multiprocessors */
-    size_t pool_tokens;     /* as asked, or with DEFT_POOL_FREE what fits */
+    uint32_t n_threads; /* CUDA: multiprocessors */
+    size_t pool_tokens; /* as asked, or with DEFT_POOL_FREE what fits */
 } ideft_facts_t;
 
 /* The number of the open step, or of the last one, and of the latest that was cancelled. Another
@@ -90,7 +91,8 @@ struct ideft_stream_ops {
     void (*view)(const ideft_device_t *device, deft_cuda_view_t *view);
 };
 
-/* devices.c: the devices of this build in the order in which AUTO tries them; NULL ends the list. */
+/* devices.c: the devices of this build in the order in which AUTO tries them; NULL ends the
+ * list. */
 extern const ideft_device_ops_t *const ideft_devices[];
 
 extern const ideft_device_ops_t ideft_cpu_ops;  /* cpu/ */

@@ -6,7 +6,7 @@
 
 #include "context_int.h"
 
-/* ---- states ------------------------------------------------------------------------------------ */
+/* ---- states ---------------------------------------------------------------------------------- */
 
 deft_status_t ideft_need_closed(deft_ctx_t *ctx)
 {
@@ -18,7 +18,8 @@ deft_status_t ideft_need_closed(deft_ctx_t *ctx)
 deft_status_t ideft_need_alive(deft_ctx_t *ctx)
 {
     if (ctx->lost)
-        return ideft_fail(&ctx->host, DEFT_ERR_DEVICE, "the device failed before; the context is lost");
+        return ideft_fail(&ctx->host, DEFT_ERR_DEVICE,
+                          "the device failed before; the context is lost");
     return DEFT_OK;
 }
 
@@ -43,7 +44,8 @@ deft_status_t ideft_need_running(deft_step_t step)
     IDEFT_TRY(ideft_need_open(step));
     IDEFT_TRY(ideft_need_alive(step.ctx));
     if (ideft_stops(&step.ctx->step.stop))
-        return ideft_fail(&step.ctx->host, DEFT_ERR_CANCELLED, "the step was cancelled: abandon it");
+        return ideft_fail(&step.ctx->host, DEFT_ERR_CANCELLED,
+                          "the step was cancelled: abandon it");
     return DEFT_OK;
 }
 
@@ -68,17 +70,19 @@ deft_status_t ideft_check_layer(const deft_ctx_t *ctx, uint32_t layer)
     return DEFT_OK;
 }
 
-/* ---- beginning and ending ----------------------------------------------------------------------- */
+/* ---- beginning and ending -------------------------------------------------------------------- */
 
-deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_rows, uint64_t flags,
-                              deft_step_t *step_p)
+deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_rows,
+                              uint64_t flags, deft_step_t *step_p)
 {
     if (ctx == NULL)
         return DEFT_ERR_INVAL;
     if (step_p == NULL || (rows == NULL) != (n_rows == 0))
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "rows and n_rows disagree, or step_p is NULL");
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL,
+                          "rows and n_rows disagree, or step_p is NULL");
     if ((flags & ~DEFT_STEP_INVARIANT) != 0)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx", (unsigned long long)flags);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx",
+                          (unsigned long long)flags);
     if (n_rows > IDEFT_MAX_NODES)
         return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "%zu entries in rows", n_rows);
     IDEFT_TRY(ideft_need_alive(ctx));
@@ -92,8 +96,7 @@ deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n
     IDEFT_TRY(ideft_heed(ctx, ctx->device->ops->prepare(ctx->device, &ctx->planner.plan)));
     memset(ctx->step.written, 0, ctx->geometry.n_layers);
     ctx->step.n_written = 0;
-    const uint64_t last =
-        atomic_fetch_add_explicit(&ctx->step.stop.step, 1, memory_order_relaxed);
+    const uint64_t last = atomic_fetch_add_explicit(&ctx->step.stop.step, 1, memory_order_relaxed);
     ctx->step.open = true;
     *step_p = (deft_step_t){ ctx, last + 1 };
     return DEFT_OK;
@@ -134,7 +137,7 @@ void deft_step_cancel(deft_step_t step)
         ;
 }
 
-/* ---- rows and layers ----------------------------------------------------------------------------- */
+/* ---- rows and layers ------------------------------------------------------------------------- */
 
 size_t deft_step_tokens(deft_step_t step)
 {
@@ -170,7 +173,8 @@ deft_status_t deft_step_write(deft_step_t step, uint32_t layer, const void *k, c
 {
     IDEFT_TRY(check_operation(step, layer, k, v));
     deft_ctx_t *ctx = step.ctx;
-    IDEFT_TRY(ideft_heed(ctx, ctx->device->ops->write(ctx->device, &ctx->planner.plan, layer, k, v)));
+    IDEFT_TRY(
+        ideft_heed(ctx, ctx->device->ops->write(ctx->device, &ctx->planner.plan, layer, k, v)));
     ideft_step_wrote(&ctx->step, layer);
     return DEFT_OK;
 }

@@ -20,7 +20,7 @@ static deft_status_t checked(deft_ctx_t *ctx)
     return status == DEFT_ERR_NOMEM ? DEFT_OK : status;
 }
 
-/* ---- trees --------------------------------------------------------------------------------------- */
+/* ---- trees ----------------------------------------------------------------------------------- */
 
 deft_status_t deft_tree_create(deft_ctx_t *ctx, deft_tree_t **tree_p)
 {
@@ -52,7 +52,7 @@ deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t handle, deft_tree_t
     return checked(ctx);
 }
 
-/* ---- growing ------------------------------------------------------------------------------------- */
+/* ---- growing --------------------------------------------------------------------------------- */
 
 deft_status_t deft_tree_fork(deft_tree_t *tree, deft_node_t handle, size_t n, deft_node_t *kids_p)
 {
@@ -75,10 +75,11 @@ deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t handle, size_t of
     const ideft_node_t *node = ideft_node(&ctx->forest, index);
     const uint32_t len = ideft_node_len(node);
     if (offset > len)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the node has %u tokens, not %zu", len, offset);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the node has %u tokens, not %zu", len,
+                          offset);
     if (offset < node->gone)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the first %u tokens of the node were evicted",
-                          node->gone);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL,
+                          "the first %u tokens of the node were evicted", node->gone);
     if (n > IDEFT_MAX_NODES || (n > 0 && kids_p == NULL))
         return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "cannot fork %zu children", n);
     if (offset < len)
@@ -101,7 +102,8 @@ static deft_status_t check_tokens(deft_ctx_t *ctx, uint32_t path, size_t n)
     return DEFT_OK;
 }
 
-deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n, const int32_t *tokens)
+deft_status_t deft_tree_append(deft_tree_t *tree, deft_node_t handle, size_t n,
+                               const int32_t *tokens)
 {
     uint32_t index;
     IDEFT_TRY(mutable_node(tree, handle, &index));
@@ -135,7 +137,7 @@ deft_status_t deft_tree_fork_append(deft_tree_t *tree, deft_node_t handle, size_
     return checked(ctx);
 }
 
-/* ---- shrinking ----------------------------------------------------------------------------------- */
+/* ---- shrinking ------------------------------------------------------------------------------- */
 
 deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t handle)
 {
@@ -143,7 +145,8 @@ deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t handle)
     IDEFT_TRY(mutable_node(tree, handle, &index));
     deft_ctx_t *ctx = ideft_ctx_of(tree);
     if (index == tree->root)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the root cannot be pruned, destroy the tree");
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL,
+                          "the root cannot be pruned, destroy the tree");
     ideft_tree_prune(tree, index);
     return checked(ctx);
 }
@@ -158,8 +161,8 @@ deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t handle, size_t n
         return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the node has %u tokens, not %zu",
                           ideft_node_len(node), n);
     if (n < node->gone)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "the first %u tokens of the node were evicted",
-                          node->gone);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL,
+                          "the first %u tokens of the node were evicted", node->gone);
     if (node->n_children > 0)
         return ideft_fail(&ctx->host, DEFT_ERR_STATE, "the node has children");
     ideft_tree_truncate(tree, index, (uint32_t)n);
@@ -172,7 +175,8 @@ deft_status_t deft_tree_commit(deft_tree_t *tree, deft_node_t handle, uint64_t f
     IDEFT_TRY(mutable_node(tree, handle, &index));
     deft_ctx_t *ctx = ideft_ctx_of(tree);
     if ((flags & ~DEFT_COMMIT_SUBTREE) != 0)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx", (unsigned long long)flags);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx",
+                          (unsigned long long)flags);
     ideft_tree_commit(tree, index, (flags & DEFT_COMMIT_SUBTREE) != 0);
     return checked(ctx);
 }
@@ -200,8 +204,8 @@ deft_status_t deft_tree_evict_unseen(deft_tree_t *tree, size_t *freed_p)
     const uint32_t window = ctx->geometry.max_window;
     for (uint32_t at = window == 0 ? 0 : tree->root; at != 0;
          at = ideft_node_after(&ctx->forest, tree->root, at)) {
-        /* The first row to come at or below the node follows its computed tokens, and sees window - 1
-         * of them. */
+        /* The first row to come at or below the node follows its computed tokens, and sees window -
+         * 1 of them. */
         const uint32_t computed = ideft_node(&ctx->forest, at)->computed;
         if (computed >= window)
             freed += ideft_tree_evict(tree, at, computed - window + 1);
@@ -211,7 +215,7 @@ deft_status_t deft_tree_evict_unseen(deft_tree_t *tree, size_t *freed_p)
     return checked(ctx);
 }
 
-/* ---- compacting ---------------------------------------------------------------------------------- */
+/* ---- compacting ------------------------------------------------------------------------------ */
 
 static deft_status_t carry(void *arg, const ideft_move_t *moves, uint32_t n)
 {
@@ -219,21 +223,22 @@ static deft_status_t carry(void *arg, const ideft_move_t *moves, uint32_t n)
     return device->ops->move(device, moves, n);
 }
 
-deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t handle, size_t budget, uint64_t flags,
-                                size_t *moved_p)
+deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t handle, size_t budget,
+                                uint64_t flags, size_t *moved_p)
 {
     uint32_t index;
     size_t moved;
     IDEFT_TRY(mutable_node(tree, handle, &index));
     deft_ctx_t *ctx = ideft_ctx_of(tree);
     if ((flags & ~DEFT_COMPACT_CHAINS) != 0)
-        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx", (unsigned long long)flags);
+        return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "unknown flags %#llx",
+                          (unsigned long long)flags);
     IDEFT_TRY(ideft_need_alive(ctx));
     IDEFT_TRY(ideft_heed(ctx, ctx->device->ops->can_move(ctx->device)));
     if ((flags & DEFT_COMPACT_CHAINS) != 0)
         IDEFT_TRY(ideft_compact_chains(tree, index));
-    if (ideft_compact_runs(tree, index, budget == 0 ? SIZE_MAX : budget, carry, ctx->device, &moved) !=
-        DEFT_OK) {
+    if (ideft_compact_runs(tree, index, budget == 0 ? SIZE_MAX : budget, carry, ctx->device,
+                           &moved) != DEFT_OK) {
         ctx->lost = true; /* slots without their KV */
         return ideft_fail(&ctx->host, DEFT_ERR_DEVICE,
                           "the device failed to move tokens; the context is lost");

@@ -35,12 +35,13 @@ static uint32_t owners(const ideft_forest_t *forest, const ideft_node_t *node)
 }
 
 /* "32 tokens, to 288, 1 row waits, 2 owners" */
-static void describe(const ideft_forest_t *forest, const ideft_node_t *node, const char *sep, char *line,
-                     size_t size)
+static void describe(const ideft_forest_t *forest, const ideft_node_t *node, const char *sep,
+                     char *line, size_t size)
 {
     const uint32_t len = ideft_node_len(node), rows = len - node->computed;
     const uint32_t own = owners(forest, node);
-    int n = snprintf(line, size, "%u token%s%sto %u", len, len == 1 ? "" : "s", sep, node->start + len);
+    int n =
+        snprintf(line, size, "%u token%s%sto %u", len, len == 1 ? "" : "s", sep, node->start + len);
     if (node->gone > 0)
         n += snprintf(line + n, size - (size_t)n, "%s%u evicted", sep, node->gone);
     if (rows > 0)
@@ -147,9 +148,11 @@ deft_status_t deft_tree_print(const deft_tree_t *tree, const deft_print_t *print
     if (tree == NULL)
         return DEFT_ERR_INVAL;
     if (print == NULL || print->struct_size != sizeof(*print) || print->write == NULL)
-        return ideft_fail(tree->forest->host, DEFT_ERR_INVAL, "print has no struct_size or no write");
+        return ideft_fail(tree->forest->host, DEFT_ERR_INVAL,
+                          "print has no struct_size or no write");
     if (print->picture != DEFT_PICTURE_TEXT && print->picture != DEFT_PICTURE_DOT)
-        return ideft_fail(tree->forest->host, DEFT_ERR_INVAL, "unknown picture %d", (int)print->picture);
+        return ideft_fail(tree->forest->host, DEFT_ERR_INVAL, "unknown picture %d",
+                          (int)print->picture);
     out_t out = { print, tree, false };
     const bool dot = print->picture == DEFT_PICTURE_DOT;
     size_t n = 0;
@@ -160,7 +163,8 @@ deft_status_t deft_tree_print(const deft_tree_t *tree, const deft_print_t *print
          node = deft_tree_next(tree, root, node)) {
         if (print->max_nodes > 0 && n == print->max_nodes) {
             char text[80];
-            snprintf(text, sizeof(text), dot ? "  more [label=\"%zu more nodes\"];\n" : "... %zu more nodes\n",
+            snprintf(text, sizeof(text),
+                     dot ? "  more [label=\"%zu more nodes\"];\n" : "... %zu more nodes\n",
                      tree->n_nodes - n);
             put(&out, text);
             break;
@@ -173,5 +177,6 @@ deft_status_t deft_tree_print(const deft_tree_t *tree, const deft_print_t *print
     }
     if (dot)
         put(&out, "}\n");
-    return out.stopped ? ideft_fail(tree->forest->host, DEFT_ERR_STATE, "printing was stopped") : DEFT_OK;
+    return out.stopped ? ideft_fail(tree->forest->host, DEFT_ERR_STATE, "printing was stopped")
+                       : DEFT_OK;
 }

@@ -48,7 +48,8 @@ deft_node_t deft_tree_next(const deft_tree_t *tree, deft_node_t top, deft_node_t
     const ideft_node_t *node = peek_node(tree, prev);
     if (node == NULL)
         return DEFT_NODE_NONE;
-    return ideft_handle(tree->forest, ideft_node_after(tree->forest, (uint32_t)top, (uint32_t)prev));
+    return ideft_handle(tree->forest,
+                        ideft_node_after(tree->forest, (uint32_t)top, (uint32_t)prev));
 }
 
 deft_status_t deft_tree_node(const deft_tree_t *tree, deft_node_t handle, deft_node_info_t *info)
@@ -86,7 +87,8 @@ size_t deft_tree_path_len(const deft_tree_t *tree, deft_node_t handle)
     return node == NULL ? 0 : (size_t)node->start + ideft_node_len(node);
 }
 
-deft_status_t deft_tree_path_tokens(const deft_tree_t *tree, deft_node_t handle, size_t n, int32_t *ids)
+deft_status_t deft_tree_path_tokens(const deft_tree_t *tree, deft_node_t handle, size_t n,
+                                    int32_t *ids)
 {
     uint32_t index;
     if (tree == NULL)

@@ -58,7 +58,7 @@ endif
 
 # test_cuda, and test_candidates_cuda where it is, are run by cuda.sh.
 check_PROGRAMS += $(tests_programs) tests/unit/test_cuda
-tests_scripts = tests/cuda.sh tests/engine/examples.sh tests/gates/headers.sh tests/gates/layers.sh \
+tests_scripts = tests/cuda.sh tests/engine/examples.sh tests/gates/format.sh tests/gates/headers.sh tests/gates/layers.sh \
 	tests/gates/man.sh tests/gates/symbols.sh
 TESTS += $(tests_programs) $(tests_scripts)
 
@@ -93,7 +93,7 @@ endif
 endif
 tests_bench_deft_bench_LDADD += libtests.la libdeft.la $(LIBM) $(CUDA_LIBS) $(CUBLAS_LIBS)
 
-EXTRA_DIST += $(tests_scripts) .clang-format tests/bench/speculative_vs_plain.sh tests/gates/format.sh \
+EXTRA_DIST += $(tests_scripts) .clang-format tests/bench/speculative_vs_plain.sh \
 	tests/gates/symbols.txt tests/run.sh tests/data tests/golden tests/paper tests/peers tests/unit/fuzz_corpus
 
 # The paper's claims on this machine's GPU: make paper TRACES=folder [OUT=folder].

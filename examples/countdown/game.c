@@ -55,7 +55,8 @@ static size_t print_numbers(const game_t *g, char *text, size_t size)
     size_t at = 0;
 
     for (int i = 0; i < g->n; i++)
-        at += (size_t)snprintf(at < size ? text + at : NULL, at < size ? size - at : 0, "%s%d", i > 0 ? "," : "", g->number[i]);
+        at += (size_t)snprintf(at < size ? text + at : NULL, at < size ? size - at : 0, "%s%d",
+                               i > 0 ? "," : "", g->number[i]);
     return at;
 }
 
@@ -129,9 +130,13 @@ int game_step_parse(const game_t *g, const char *text, game_move_t *m)
         return -1;
     sort(&left);
     for (size_t i = 0; i < n; i++)
-        if (moves[i].a == m->a && moves[i].b == m->b && moves[i].op == m->op && moves[i].result == m->result) {
+        if (moves[i].a == m->a && moves[i].b == m->b && moves[i].op == m->op &&
+            moves[i].result == m->result) {
             game_play(&after, m);
-            return left.n == after.n && memcmp(left.number, after.number, (size_t)left.n * sizeof(int)) == 0 ? 0 : -1;
+            return left.n == after.n &&
+                           memcmp(left.number, after.number, (size_t)left.n * sizeof(int)) == 0
+                       ? 0
+                       : -1;
         }
     return -1;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Countdown: make the target from all of the numbers. A move takes two of them and puts in their sum,
- * product, difference or quotient; differences are positive, quotients whole. 24 is the same game with
- * a target of 24. Everything here is exact. */
+/* Countdown: make the target from all of the numbers. A move takes two of them and puts in their
+ * sum, product, difference or quotient; differences are positive, quotients whole. 24 is the same
+ * game with a target of 24. Everything here is exact. */
 #ifndef COUNTDOWN_GAME_H
 #define COUNTDOWN_GAME_H
 
@@ -23,7 +23,8 @@ typedef struct game_move {
 /* What can be said of a position, as exactly as it is known. */
 typedef enum game_value { GAME_IMPOSSIBLE, GAME_LIKELY, GAME_SURE } game_value_t;
 
-/* "24=4,9,10,13": 0, or -1 where it is no position. The rest of the text is left alone at *end_p. */
+/* "24=4,9,10,13": 0, or -1 where it is no position. The rest of the text is left alone at
+ * *end_p. */
 int game_parse(const char *text, game_t *g, const char **end_p);
 
 /* "24=4,9,10,13" into text[size]; its length. */
@@ -43,8 +44,8 @@ size_t game_step_print(const game_t *g, const game_move_t *m, char *text, size_t
 /* Can the target still be made? At most some milliseconds. */
 int game_solvable(const game_t *g);
 
-/* SURE: it can, and a third of the moves or more keep it so, or one number is left and is the target;
- * LIKELY: it can; IMPOSSIBLE: it cannot. */
+/* SURE: it can, and a third of the moves or more keep it so, or one number is left and is the
+ * target; LIKELY: it can; IMPOSSIBLE: it cannot. */
 game_value_t game_value(const game_t *g);
 
 #endif

@@ -7,8 +7,9 @@
  * A solution:  24=4,9,10,13;13-9=4:4,4,10;10-4=6:4,6;6*4=24:24;
  * A value:     24=4,9,10,13;13+9=22:4,10,22;?impossible
  *
- * Problems are split by their numbers: what is tested was never trained on with any target. Half are
- * of four numbers up to 25 and targets of 10 to 100, half are the game of 24 with numbers up to 13. */
+ * Problems are split by their numbers: what is tested was never trained on with any target. Half
+ * are of four numbers up to 25 and targets of 10 to 100, half are the game of 24 with numbers up to
+ * 13. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -52,7 +53,8 @@ static void draw_problem(game_t *g, int test)
         const int is_24 = below(2);
         int at = snprintf(text, sizeof(text), "%d=", is_24 ? 24 : 10 + below(91));
         for (int i = 0; i < 4; i++)
-            at += snprintf(text + at, sizeof(text) - (size_t)at, "%s%d", i > 0 ? "," : "", 1 + below(is_24 ? 13 : 25));
+            at += snprintf(text + at, sizeof(text) - (size_t)at, "%s%d", i > 0 ? "," : "",
+                           1 + below(is_24 ? 13 : 25));
     } while (game_parse(text, g, &end) != 0 || is_for_test(g) != test);
 }
 
@@ -98,7 +100,8 @@ static void write_line(void)
 static int known(const game_t *list, long n, const game_t *g)
 {
     for (long i = 0; i < n; i++)
-        if (list[i].target == g->target && memcmp(list[i].number, g->number, sizeof(g->number)) == 0)
+        if (list[i].target == g->target &&
+            memcmp(list[i].number, g->number, sizeof(g->number)) == 0)
             return 1;
     return 0;
 }

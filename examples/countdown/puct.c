@@ -14,8 +14,8 @@ void puct_free(vertex_t *v)
     v->n_kids = 0;
 }
 
-/* The kid to look at next: what it gave so far, and more of what the model proposes and few have seen.
- * NULL: there is none, or all were dropped for want of room. */
+/* The kid to look at next: what it gave so far, and more of what the model proposes and few have
+ * seen. NULL: there is none, or all were dropped for want of room. */
 static vertex_t *choose(const thinker_t *t, const vertex_t *v, double c)
 {
     vertex_t *best = NULL;
@@ -53,7 +53,8 @@ static void set_priors(vertex_t *v)
         v->kid[i].prior = (double)v->kid[i].at.times / (double)times;
 }
 
-/* Ask the model for moves, or for more of them, and for the values of those that are new. 0, or -1. */
+/* Ask the model for moves, or for more of them, and for the values of those that are new. 0, or
+ * -1. */
 static int expand(thinker_t *t, vertex_t *v, size_t samples)
 {
     proposal_t *list = malloc(samples * sizeof(*list));
@@ -76,8 +77,9 @@ static int expand(thinker_t *t, vertex_t *v, size_t samples)
     }
     for (size_t i = 0; status == 0 && !t->solved && i < samples; i++)
         if (list[i].alive)
-            v->kid[v->n_kids++] = (vertex_t){ .at = list[i].to,
-                                              .value = list[i].to.game.n > 1 ? list[i].to.value / 20 : 0 };
+            v->kid[v->n_kids++] =
+                (vertex_t){ .at = list[i].to,
+                            .value = list[i].to.game.n > 1 ? list[i].to.value / 20 : 0 };
     for (size_t i = 0; status == 0 && t->solved && i < samples; i++)
         if (list[i].alive) /* nobody goes on from here, but there may be another search */
             (void)deft_tree_prune(t->tree, list[i].to.node);
@@ -109,7 +111,8 @@ int puct_simulate(thinker_t *t, vertex_t *root, size_t samples, double c)
         count_visit(t, path, n, leaf->n_kids > 0 ? leaf->value : 0);
         return status;
     }
-    /* nothing new is there: ask once more where it was asked least. Kids move: the path is done with */
+    /* nothing new is there: ask once more where it was asked least. Kids move: the path is done
+     * with */
     count_visit(t, path, n, 0);
     for (size_t i = 1; i < n; i++)
         if (path[i]->at.game.n > 1 && path[i]->asked < ask->asked)

@@ -76,7 +76,8 @@ static void show(contest_t *c, int now)
     cli_bar(&c->screen, c->ended, c->n, "%zu solved, %.0f tokens a second", c->solved,
             (double)engine_times(c->e)->rows / (cli_seconds() - c->start + 1e-9));
     if (c->latest) {
-        fprintf(stderr, "%s %.*s\n", c->latest->problem, CLI_WIDTH - 1 - (int)strlen(c->latest->problem), c->latest->t.steps);
+        fprintf(stderr, "%s %.*s\n", c->latest->problem,
+                CLI_WIDTH - 1 - (int)strlen(c->latest->problem), c->latest->t.steps);
         c->screen.lines++;
     }
 }
@@ -104,7 +105,10 @@ static puzzle_t *load(const puzzles_t *p, size_t *n_p)
         return NULL;
     }
     for (;;) {
-        const char *problem = file ? fgets(line, sizeof(line), file) : *n_p == 0 ? cli->prompt : NULL, *end;
+        const char *problem = file        ? fgets(line, sizeof(line), file)
+                              : *n_p == 0 ? cli->prompt
+                                          : NULL,
+                   *end;
         puzzle_t *grown;
         game_t g;
         if (!problem)
@@ -113,8 +117,10 @@ static puzzle_t *load(const puzzles_t *p, size_t *n_p)
             break;
         list = grown;
         list[*n_p] = (puzzle_t){ .p = p };
-        list[*n_p].t.sampler = (sampler_t){ .state = cli->seed + *n_p, .temperature = cli->temperature };
-        (void)snprintf(list[*n_p].problem, sizeof(list->problem), "%.*s", (int)strcspn(problem, "\n"), problem);
+        list[*n_p].t.sampler =
+            (sampler_t){ .state = cli->seed + *n_p, .temperature = cli->temperature };
+        (void)snprintf(list[*n_p].problem, sizeof(list->problem), "%.*s",
+                       (int)strcspn(problem, "\n"), problem);
         if (game_parse(list[*n_p].problem, &g, &end) != 0 || *end != '\0') {
             (void)cli_fail(cli, "no problem like 24=4,9,10,13", list[*n_p].problem);
             free(list);
@@ -145,15 +151,17 @@ static void print_totals(const contest_t *c)
         full += (size_t)c->list[i].t.full;
         alone += c->list[i].t.alone;
     }
-    printf("\nsolved     %zu of %zu (%.1f%%)\n", c->solved, c->n, 100.0 * (double)c->solved / (double)c->n);
+    printf("\nsolved     %zu of %zu (%.1f%%)\n", c->solved, c->n,
+           100.0 * (double)c->solved / (double)c->n);
     printf("proposals  %zu; %llu steps, %.1f rows each\n", proposals, (unsigned long long)t->steps,
            (double)t->rows / (double)(t->steps ? t->steps : 1));
     cli_print_work(c->e, alone, seconds);
     if (dropped > 0)
-        fprintf(stderr, "%s: the KV pool was full: %zu positions were dropped, the worst first\n", c->p->cli->program,
-                dropped);
+        fprintf(stderr, "%s: the KV pool was full: %zu positions were dropped, the worst first\n",
+                c->p->cli->program, dropped);
     if (full > 0)
-        fprintf(stderr, "%s: the KV pool was full: lines of %zu problems ended early\n", c->p->cli->program, full);
+        fprintf(stderr, "%s: the KV pool was full: lines of %zu problems ended early\n",
+                c->p->cli->program, full);
 }
 
 static int on_gpu(const engine_t *e)
@@ -166,8 +174,12 @@ static int on_gpu(const engine_t *e)
 static int solve(contest_t *c)
 {
     const cli_t *cli = c->p->cli;
-    /* on a GPU a step of half as many rows takes little less time: it pays where the searches take as long */
-    const jobs_options_t jo = { .at_a_time = c->p->jobs, .max_rows = PUZZLES_ROWS, .interrupted = stop, .arg = c,
+    /* on a GPU a step of half as many rows takes little less time: it pays where the searches take
+     * as long */
+    const jobs_options_t jo = { .at_a_time = c->p->jobs,
+                                .max_rows = PUZZLES_ROWS,
+                                .interrupted = stop,
+                                .arg = c,
                                 .halves = c->p->jobs >= 128 && on_gpu(c->e) };
     void **args = malloc(c->n * sizeof(*args));
     int status = 0;

@@ -37,7 +37,8 @@ void story_free(story_t *s)
     *s = (story_t){ 0 };
 }
 
-/* The first or the next note below `parent`, from number `from` on. Children come after their parents. */
+/* The first or the next note below `parent`, from number `from` on. Children come after their
+ * parents. */
 static size_t child_of(const story_t *s, int parent, size_t from)
 {
     while (from < s->n && s->note[from].parent != parent)
@@ -56,7 +57,8 @@ static void print_note(const story_note_t *note, FILE *to)
 }
 
 /* Those below `parent`, each with its own. */
-static void print_below(const story_t *s, int parent, size_t depth, FILE *to, size_t most, size_t *n)
+static void print_below(const story_t *s, int parent, size_t depth, FILE *to, size_t most,
+                        size_t *n)
 {
     for (size_t i = child_of(s, parent, 0); i < s->n && *n < most; i = child_of(s, parent, i + 1)) {
         if (s->note[i].dropped && !s->note[i].won)
@@ -78,7 +80,9 @@ size_t story_print(const story_t *s, FILE *to, size_t most)
 
 void story_draw(const story_t *s, FILE *to)
 {
-    fputs("digraph search {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans\", style=filled, fillcolor=white];\n", to);
+    fputs("digraph search {\n  rankdir=LR;\n  node [shape=box, fontname=\"sans\", style=filled, "
+          "fillcolor=white];\n",
+          to);
     for (size_t i = 0; i < s->n; i++) {
         const story_note_t *note = &s->note[i];
         /* worth 0 to 20: from white to green */
@@ -96,7 +100,9 @@ void story_draw(const story_t *s, FILE *to)
             fprintf(to, "\", fillcolor=\"0.33 %.2f 1.0\"];\n", 0.4 * green);
         if (note->parent != STORY_NONE)
             fprintf(to, "  n%d -> n%zu%s;\n", note->parent, i,
-                    note->won ? " [penwidth=3, color=\"#006000\"]" : note->dropped ? " [color=gray]" : "");
+                    note->won       ? " [penwidth=3, color=\"#006000\"]"
+                    : note->dropped ? " [color=gray]"
+                                    : "");
     }
     fputs("}\n", to);
 }

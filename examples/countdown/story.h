@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* What happened in a search: every position that was met, what it was found to be worth, how often it
- * was visited, whether it was dropped, and the line that won. It outlives the tree KV cache, which keeps
- * only what is still looked at. */
+/* What happened in a search: every position that was met, what it was found to be worth, how often
+ * it was visited, whether it was dropped, and the line that won. It outlives the tree KV cache,
+ * which keeps only what is still looked at. */
 #ifndef COUNTDOWN_STORY_H
 #define COUNTDOWN_STORY_H
 
@@ -25,8 +25,9 @@ typedef struct story {
 
 /* A position below another. Its number; STORY_NONE: there is no memory, nothing is noted. */
 int story_add(story_t *s, int parent, const char *line);
-story_note_t *story_note(story_t *s, int number); /* NULL for STORY_NONE; valid until the next story_add() */
-void story_win(story_t *s, int number);            /* this line made the target */
+story_note_t *story_note(story_t *s,
+                         int number);   /* NULL for STORY_NONE; valid until the next story_add() */
+void story_win(story_t *s, int number); /* this line made the target */
 void story_free(story_t *s);
 
 /* Up to `most` positions as lines of text, dropped ones left out; how many lines that were. */

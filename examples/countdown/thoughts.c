@@ -106,7 +106,8 @@ static void extend(thinker_t *t, proposal_t *p)
     for (size_t i = 0; i < THOUGHTS_TOP; i++)
         p->to.logprob += p->to.top[i].id == id ? (double)p->to.top[i].logprob : 0;
     p->done = id == t->end;
-    p->alive = !tokenizer_is_eog(tok, id) && tokenizer_decode(tok, &id, 1, 0, piece, sizeof(piece)) < sizeof(piece) &&
+    p->alive = !tokenizer_is_eog(tok, id) &&
+               tokenizer_decode(tok, &id, 1, 0, piece, sizeof(piece)) < sizeof(piece) &&
                at + strlen(piece) + 1 < sizeof(p->line);
     if (p->alive && !p->done)
         strcpy(p->line + at, piece);
@@ -156,7 +157,8 @@ static int decode_lines(thinker_t *t, proposal_t *list, size_t n)
 
 int thoughts_same(const position_t *a, const position_t *b)
 {
-    return a->game.n == b->game.n && memcmp(a->game.number, b->game.number, (size_t)a->game.n * sizeof(int)) == 0;
+    return a->game.n == b->game.n &&
+           memcmp(a->game.number, b->game.number, (size_t)a->game.n * sizeof(int)) == 0;
 }
 
 void thoughts_note(thinker_t *t, proposal_t *p)
@@ -177,7 +179,8 @@ static int is_new_move(thinker_t *t, proposal_t *list, size_t i)
     if (game_step_parse(&p->to.game, p->line, &move) != 0)
         return 0;
     game_play(&p->to.game, &move);
-    if (strlen(p->to.steps) + strlen(p->line) + 2 <= sizeof(p->to.steps)) /* it is: fewer than GAME_NUMBERS lines */
+    if (strlen(p->to.steps) + strlen(p->line) + 2 <=
+        sizeof(p->to.steps)) /* it is: fewer than GAME_NUMBERS lines */
         strcat(strcat(p->to.steps, p->line), ";");
     for (size_t j = 0; j < i; j++)
         if (list[j].alive && thoughts_same(&list[j].to, &p->to)) {
@@ -203,7 +206,8 @@ size_t thoughts_count(const position_t *from, size_t n_from, size_t samples)
     return n;
 }
 
-int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t samples, proposal_t *list)
+int thoughts_propose(thinker_t *t, const position_t *from, size_t n_from, size_t samples,
+                     proposal_t *list)
 {
     deft_node_t kids[THOUGHTS_WIDTH];
     size_t n = 0;
@@ -348,7 +352,8 @@ int thoughts_begin(thinker_t *t, job_t *job, const char *problem, position_t *ro
     t->job = job;
     find_tokens(t);
     (void)snprintf(text, sizeof(text), "%s;", problem);
-    if (game_parse(problem, &root->game, &end) != 0 || deft_tree_create(engine_ctx(job_engine(job)), &t->tree) != DEFT_OK)
+    if (game_parse(problem, &root->game, &end) != 0 ||
+        deft_tree_create(engine_ctx(job_engine(job)), &t->tree) != DEFT_OK)
         return -1;
     root->node = deft_tree_root(t->tree);
     root->times = 1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* A round: every live beam is one row of one step; its best continuations compete; a beam that keeps
- * one continuation appends to its leaf, one that keeps several is forked, one that keeps none is
- * pruned. Finished beams keep their leaves and compete with their score at the end. */
+/* A round: every live beam is one row of one step; its best continuations compete; a beam that
+ * keeps one continuation appends to its leaf, one that keeps several is forked, one that keeps none
+ * is pruned. Finished beams keep their leaves and compete with their score at the end. */
 #include "beam.h"
 
 #include <math.h>
@@ -47,7 +47,8 @@ static int by_key(const void *a, const void *b)
 
     if (x->key != y->key)
         return x->key > y->key ? -1 : 1;
-    return x->parent != y->parent ? (x->parent < y->parent ? -1 : 1) : (x->id > y->id) - (x->id < y->id);
+    return x->parent != y->parent ? (x->parent < y->parent ? -1 : 1)
+                                  : (x->id > y->id) - (x->id < y->id);
 }
 
 static int by_score(const void *a, const void *b)
@@ -337,8 +338,9 @@ static int start(search_t *s, const char **why)
 int beam_search(engine_t *engine, deft_tree_t *tree, const int32_t *prompt, size_t n_prompt,
                 const beam_options_t *options, beam_result_t *result, const char **why)
 {
-    search_t s = { .e = engine, .tree = tree, .o = options, .prompt = prompt,
-                   .n_prompt = n_prompt, .r = result };
+    search_t s = {
+        .e = engine, .tree = tree, .o = options, .prompt = prompt, .n_prompt = n_prompt, .r = result
+    };
     int status = -1;
 
     memset(result, 0, sizeof(*result));

@@ -14,8 +14,8 @@ typedef struct beam_options {
     float length_penalty; /* score = log probability / length^this */
     float temperature;    /* 0: the best continuations; else they are drawn (Gumbel noise) */
     uint64_t seed;
-    int copies;           /* 1: for tests: each beam a full copy of its KV in a tree of its own */
-    uint64_t flags;       /* of the steps */
+    int copies;     /* 1: for tests: each beam a full copy of its KV in a tree of its own */
+    uint64_t flags; /* of the steps */
     int (*progress)(void *arg, size_t done, size_t of); /* non-zero ends the search; may be NULL */
     void *arg;
 } beam_options_t;
@@ -23,9 +23,9 @@ typedef struct beam_options {
 typedef struct beam {
     deft_node_t node; /* of the search's tree; DEFT_NODE_NONE with copies */
     double logprob, score;
-    size_t n;         /* tokens after the prompt, the end token included */
+    size_t n; /* tokens after the prompt, the end token included */
     int32_t *ids;
-    int finished;     /* 1: ended by an end token */
+    int finished; /* 1: ended by an end token */
 } beam_t;
 
 typedef struct beam_result {
@@ -33,8 +33,8 @@ typedef struct beam_result {
     size_t n_beams;
     size_t steps;
     size_t dropped; /* choices left out because the KV pool was full, the worst first */
-    int full;      /* there was no room for a single one: the search ended with what it had */
-    int stopped;   /* progress() ended it */
+    int full;       /* there was no room for a single one: the search ended with what it had */
+    int stopped;    /* progress() ended it */
 } beam_result_t;
 
 /* Search from an empty root. The tree is the caller's and keeps the beams. 0, or -1 with

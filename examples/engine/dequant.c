@@ -115,8 +115,8 @@ static void from_q6_k(const unsigned char *p, uint64_t n, float *out)
 
             for (int j = 0; j < 4; j++) {
                 for (int i = 0; i < 32; i++) {
-                    int q = (low[32 * (j % 2) + i] >> 4 * (j / 2) & 15)
-                            | (high[i] >> 2 * j & 3) << 4;
+                    int q = (low[32 * (j % 2) + i] >> 4 * (j / 2) & 15) | (high[i] >> 2 * j & 3)
+                                                                              << 4;
 
                     out[32 * j + i] = d * (float)(int8_t)scale[2 * j + i / 16] * (float)(q - 32);
                 }
@@ -142,18 +142,30 @@ static const type_info_t type_table[] = {
     { GGUF_Q4_0, 32, 18, "Q4_0", from_q4_0 },
     { GGUF_Q4_1, 32, 20, "Q4_1", from_q4_1 },
     { GGUF_Q6_K, 256, 210, "Q6_K", from_q6_k },
-    { 6, 32, 22, "Q5_0", NULL },       { 7, 32, 24, "Q5_1", NULL },
-    { 10, 256, 84, "Q2_K", NULL },     { 11, 256, 110, "Q3_K", NULL },
-    { 12, 256, 144, "Q4_K", NULL },    { 13, 256, 176, "Q5_K", NULL },
-    { 15, 256, 292, "Q8_K", NULL },    { 16, 256, 66, "IQ2_XXS", NULL },
-    { 17, 256, 74, "IQ2_XS", NULL },   { 18, 256, 98, "IQ3_XXS", NULL },
-    { 19, 256, 50, "IQ1_S", NULL },    { 20, 32, 18, "IQ4_NL", NULL },
-    { 21, 256, 110, "IQ3_S", NULL },   { 22, 256, 82, "IQ2_S", NULL },
-    { 23, 256, 136, "IQ4_XS", NULL },  { 24, 1, 1, "I8", NULL },
-    { 25, 1, 2, "I16", NULL },         { 26, 1, 4, "I32", NULL },
-    { 27, 1, 8, "I64", NULL },         { 28, 1, 8, "F64", NULL },
-    { 29, 256, 56, "IQ1_M", NULL },    { 34, 256, 54, "TQ1_0", NULL },
-    { 35, 256, 66, "TQ2_0", NULL },    { 39, 32, 17, "MXFP4", NULL },
+    { 6, 32, 22, "Q5_0", NULL },
+    { 7, 32, 24, "Q5_1", NULL },
+    { 10, 256, 84, "Q2_K", NULL },
+    { 11, 256, 110, "Q3_K", NULL },
+    { 12, 256, 144, "Q4_K", NULL },
+    { 13, 256, 176, "Q5_K", NULL },
+    { 15, 256, 292, "Q8_K", NULL },
+    { 16, 256, 66, "IQ2_XXS", NULL },
+    { 17, 256, 74, "IQ2_XS", NULL },
+    { 18, 256, 98, "IQ3_XXS", NULL },
+    { 19, 256, 50, "IQ1_S", NULL },
+    { 20, 32, 18, "IQ4_NL", NULL },
+    { 21, 256, 110, "IQ3_S", NULL },
+    { 22, 256, 82, "IQ2_S", NULL },
+    { 23, 256, 136, "IQ4_XS", NULL },
+    { 24, 1, 1, "I8", NULL },
+    { 25, 1, 2, "I16", NULL },
+    { 26, 1, 4, "I32", NULL },
+    { 27, 1, 8, "I64", NULL },
+    { 28, 1, 8, "F64", NULL },
+    { 29, 256, 56, "IQ1_M", NULL },
+    { 34, 256, 54, "TQ1_0", NULL },
+    { 35, 256, 66, "TQ2_0", NULL },
+    { 39, 32, 17, "MXFP4", NULL },
 };
 
 static const type_info_t *type_find(uint32_t type)

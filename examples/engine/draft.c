@@ -58,7 +58,8 @@ void draft_lookup(draft_t *d, const int32_t *text, size_t n, size_t max, size_t 
 
     max = max < DRAFT_MAX ? max : DRAFT_MAX;
     for (size_t match = LONGEST_MATCH; match > 0; match--)
-        for (size_t end = n; end-- > match && t.n < max;) /* text[end - match .. end) is like the last ones */
+        for (size_t end = n;
+             end-- > match && t.n < max;) /* text[end - match .. end) is like the last ones */
             if (memcmp(text + end - match, text + n - match, match * sizeof(*text)) == 0)
                 add_guess(&t, text + end, n - end < length ? n - end : length, max);
     d->n = 0;
@@ -76,8 +77,8 @@ static size_t guess_for(const draft_t *d, size_t parent, int32_t id)
 }
 
 size_t draft_accept(const draft_t *d, const candidate_t *top, size_t k, sampler_t *sampler,
-                    int (*is_end)(const void *arg, int32_t id), const void *arg, int32_t *ids, size_t room,
-                    size_t *at_p)
+                    int (*is_end)(const void *arg, int32_t id), const void *arg, int32_t *ids,
+                    size_t room, size_t *at_p)
 {
     size_t at = 0, n = 0;
 
@@ -100,10 +101,10 @@ typedef struct run {
     deft_tree_t *tree;
     const speculate_options_t *o;
     speculate_result_t *r;
-    deft_node_t end;              /* of the text, where the next token goes */
-    int32_t *text;                /* prompt and result */
+    deft_node_t end; /* of the text, where the next token goes */
+    int32_t *text;   /* prompt and result */
     size_t n, n_prompt;
-    candidate_t *top;             /* [1 + DRAFT_MAX][k] */
+    candidate_t *top; /* [1 + DRAFT_MAX][k] */
     size_t k;
     sampler_t sampler;
     draft_t draft;
@@ -116,8 +117,8 @@ static int is_end(const void *arg, int32_t id)
     return tokenizer_is_eog(arg, id);
 }
 
-/* Hang the draft below the text: a guess that is its parent's only one goes on in the same node. The
- * nodes in depth-first order are the step's rows. */
+/* Hang the draft below the text: a guess that is its parent's only one goes on in the same node.
+ * The nodes in depth-first order are the step's rows. */
 static deft_status_t grow(run_t *s, deft_rows_t *rows, size_t *n_rows_p)
 {
     const draft_t *d = &s->draft;
@@ -160,7 +161,8 @@ static deft_status_t keep(run_t *s, size_t at)
     if (status != DEFT_OK)
         return status;
     s->end = s->node[at];
-    return deft_tree_compact(s->tree, deft_tree_root(s->tree), MOVE_TOKENS, DEFT_COMPACT_CHAINS, NULL);
+    return deft_tree_compact(s->tree, deft_tree_root(s->tree), MOVE_TOKENS, DEFT_COMPACT_CHAINS,
+                             NULL);
 }
 
 /* Take n new tokens into the result. */
@@ -174,7 +176,8 @@ static void take(run_t *s, size_t n)
 /* One step. DEFT_ERR_NOSPACE: the draft did not fit, and the text is as it was. */
 static deft_status_t advance(run_t *s, const char **why)
 {
-    const size_t before = deft_tree_path_len(s->tree, s->end) - deft_tree_path_len(s->tree, deft_tree_parent(s->tree, s->end));
+    const size_t before = deft_tree_path_len(s->tree, s->end) -
+                          deft_tree_path_len(s->tree, deft_tree_parent(s->tree, s->end));
     deft_rows_t rows[DRAFT_MAX + 1];
     size_t n_rows = 0, at = 0;
     deft_status_t status;
@@ -192,8 +195,9 @@ static deft_status_t advance(run_t *s, const char **why)
         *why = engine_error(s->e);
         return DEFT_ERR_STATE;
     }
-    const size_t n = draft_accept(&s->draft, s->top, s->k, &s->sampler, is_end, engine_tokenizer(s->e), s->text + s->n,
-                                  s->o->tokens - s->r->n, &at);
+    const size_t n = draft_accept(&s->draft, s->top, s->k, &s->sampler, is_end,
+                                  engine_tokenizer(s->e), s->text + s->n, s->o->tokens - s->r->n,
+                                  &at);
     s->r->steps++;
     s->r->drafted += s->draft.n;
     s->r->accepted += n - 1;
@@ -208,7 +212,9 @@ static int start(run_t *s, const int32_t *prompt, const char **why)
     const size_t vocab = engine_vocab(s->e);
 
     s->sampler = s->o->sampler;
-    s->k = !(s->sampler.temperature > 0) ? 1 : vocab < SAMPLER_CANDIDATES ? vocab : SAMPLER_CANDIDATES;
+    s->k = !(s->sampler.temperature > 0) ? 1
+           : vocab < SAMPLER_CANDIDATES  ? vocab
+                                         : SAMPLER_CANDIDATES;
     s->text = malloc((s->n_prompt + s->o->tokens + 1) * sizeof(*s->text));
     s->top = malloc((1 + DRAFT_MAX) * s->k * sizeof(*s->top));
     if (!s->text || !s->top) {

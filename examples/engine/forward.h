@@ -17,8 +17,8 @@ typedef struct forward_ops {
     void (*close)(engine_t *e);
     /* Run the pass of an open step: every layer is written and attended, the step stays open. */
     int (*run)(engine_t *e, deft_step_t step, const engine_output_t *out);
-    /* Wait for the outputs of the oldest pass under way: 1, 0 if there is none, or -1. NULL: run() has
-     * filled them. */
+    /* Wait for the outputs of the oldest pass under way: 1, 0 if there is none, or -1. NULL: run()
+     * has filled them. */
     int (*collect)(engine_t *e);
     /* A step's plan did not fit: make room for more. NULL: it always does. */
     int (*grow)(engine_t *e);
@@ -33,14 +33,14 @@ extern const forward_ops_t forward_cuda;
 
 struct engine {
     engine_geometry_t g;
-    gguf_t *file;         /* stays open; NULL: random weights */
+    gguf_t *file; /* stays open; NULL: random weights */
     tokenizer_t *tokenizer;
     deft_ctx_t *ctx;
     const forward_ops_t *ops;
     struct forward *fw;
-    double *inv_freq;     /* [rope_dim / 2] */
+    double *inv_freq; /* [rope_dim / 2] */
     size_t weight_bytes;
-    size_t batch;         /* rows of a batch of the prompt */
+    size_t batch; /* rows of a batch of the prompt */
     engine_times_t times;
     char err[256];
 };
@@ -49,9 +49,11 @@ struct engine {
 
 double engine_now(void);
 
-/* The file's tensor of this shape and of a type that can be read; NULL: engine_error() says why not. */
+/* The file's tensor of this shape and of a type that can be read; NULL: engine_error() says why
+ * not. */
 const gguf_tensor_t *engine_tensor(engine_t *e, const char *name, uint64_t d0, uint64_t d1);
-const gguf_tensor_t *engine_head_tensor(engine_t *e); /* the embedding where the file has no other */
+const gguf_tensor_t *
+engine_head_tensor(engine_t *e); /* the embedding where the file has no other */
 
 enum { LAYER_Q, LAYER_K, LAYER_V, LAYER_O, LAYER_GATE, LAYER_UP, LAYER_DOWN, LAYER_MATRICES };
 int engine_layer_tensors(engine_t *e, uint32_t l, const gguf_tensor_t *t[LAYER_MATRICES]);

@@ -44,9 +44,12 @@ static int load_layer(engine_t *e, uint32_t l)
     layer_t *y = &e->fw->layers[l];
 
     return engine_layer_tensors(e, l, t) || engine_layer_norms(e, l, &y->attn_norm, &y->ffn_norm) ||
-                   load_matrix(e, t + LAYER_Q, 3, &y->qkv) || load_matrix(e, t + LAYER_O, 1, &y->o) ||
-                   load_matrix(e, t + LAYER_GATE, 2, &y->gate_up) || load_matrix(e, t + LAYER_DOWN, 1, &y->down) ?
-               -1 : 0;
+                   load_matrix(e, t + LAYER_Q, 3, &y->qkv) ||
+                   load_matrix(e, t + LAYER_O, 1, &y->o) ||
+                   load_matrix(e, t + LAYER_GATE, 2, &y->gate_up) ||
+                   load_matrix(e, t + LAYER_DOWN, 1, &y->down)
+               ? -1
+               : 0;
 }
 
 static int load_weights(engine_t *e)
@@ -57,7 +60,8 @@ static int load_weights(engine_t *e)
     if (!(f->embedding = engine_tensor(e, "token_embd.weight", e->g.dim, e->g.vocab)))
         return -1;
     t = engine_head_tensor(e);
-    if (load_matrix(e, &t, 1, &f->head) || engine_vector(e, "output_norm.weight", e->g.dim, &f->out_norm))
+    if (load_matrix(e, &t, 1, &f->head) ||
+        engine_vector(e, "output_norm.weight", e->g.dim, &f->out_norm))
         return -1;
     if (!(f->layers = calloc(e->g.n_layers, sizeof(*f->layers))))
         return FAIL(e, "out of memory");
@@ -81,7 +85,9 @@ static int cpu_open(engine_t *e, const engine_options_t *o)
 
 static void free_buffers(struct forward *f)
 {
-    float **all[] = { &f->x, &f->h, &f->qkv, &f->q, &f->k, &f->v, &f->att, &f->ff, &f->act, &f->cs };
+    float **all[] = {
+        &f->x, &f->h, &f->qkv, &f->q, &f->k, &f->v, &f->att, &f->ff, &f->act, &f->cs
+    };
 
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++) {
         free(*all[i]);
@@ -122,10 +128,14 @@ static int reserve(engine_t *e, size_t n)
 {
     struct forward *f = e->fw;
     const size_t q = (size_t)e->g.n_q * e->g.head_dim, kv = (size_t)e->g.n_kv * e->g.head_dim;
-    struct { float **p; size_t width; } all[] = {
-        { &f->x, e->g.dim }, { &f->h, e->g.dim }, { &f->qkv, q + 2 * kv }, { &f->q, q }, { &f->k, kv },
-        { &f->v, kv }, { &f->att, q }, { &f->ff, 2 * (size_t)e->g.ffn }, { &f->act, e->g.ffn },
-        { &f->cs, e->g.rope_dim } };
+    struct {
+        float **p;
+        size_t width;
+    } all[] = { { &f->x, e->g.dim },     { &f->h, e->g.dim },
+                { &f->qkv, q + 2 * kv }, { &f->q, q },
+                { &f->k, kv },           { &f->v, kv },
+                { &f->att, q },          { &f->ff, 2 * (size_t)e->g.ffn },
+                { &f->act, e->g.ffn },   { &f->cs, e->g.rope_dim } };
 
     if (n <= f->room)
         return 0;
@@ -262,8 +272,8 @@ static void top_row(void *arg, size_t r)
     (void)sampler_top(t->logits + r * t->vocab, t->vocab, t->out->k, t->out->top + r * t->out->k);
 }
 
-/* Outputs of rows whose norms are in h: logits to the caller, or to a buffer where only candidates are
- * wanted. */
+/* Outputs of rows whose norms are in h: logits to the caller, or to a buffer where only candidates
+ * are wanted. */
 static int outputs(engine_t *e, const engine_output_t *out)
 {
     struct forward *f = e->fw;

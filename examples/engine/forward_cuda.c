@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* The forward pass on CUDA: products by cuBLASLt, attention by libdeft, the rest by forward_kernels.cu, a
- * whole pass one CUDA graph.
+/* The forward pass on CUDA: products by cuBLASLt, attention by libdeft, the rest by
+ * forward_kernels.cu, a whole pass one CUDA graph.
  *
  * A graph is captured once for each number of rows out of a short list, and serves every step of up
  * to as many rows: products are for that many, whatever they hold, the other kernels read from the
- * device how many there are. Steps are queued two deep, so that the next is planned while one runs. */
+ * device how many there are. Steps are queued two deep, so that the next is planned while one
+ * runs. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +21,9 @@ static int attend(engine_t *e, deft_step_t step, uint32_t l)
 
     TRY_DEFT(e, deft_cuda_written(step, l));
     if (f->other.attend)
-        return f->other.attend(f->other.arg, l, f->q, f->att) == 0 ? 0 : FAIL(e, "the other attention failed");
+        return f->other.attend(f->other.arg, l, f->q, f->att) == 0
+                   ? 0
+                   : FAIL(e, "the other attention failed");
     TRY_DEFT(e, deft_step_attend(step, l, f->q, f->att));
     return 0;
 }
@@ -33,10 +36,14 @@ static int put_layer(engine_t *e, deft_step_t step, uint32_t l, uint32_t rows, u
     const size_t plane = f->view.pool_tokens * g->head_dim;
     const int rest = (parts & ENGINE_REST) != 0, products = (parts & ENGINE_PRODUCTS) != 0;
     char *k = (char *)f->view.pool + 2 * (size_t)l * g->n_kv * plane * 2;
-    const kernels_norm_t norm = { f->view.n_rows, NULL, f->x, f->layers[l].attn_norm, f->h, g->dim, g->eps };
-    const kernels_norm_t ffn_norm = { f->view.n_rows, NULL, f->x, f->layers[l].ffn_norm, f->h, g->dim, g->eps };
-    const kernels_rope_t rope = { f->view.n_rows, f->view.slots, f->qkv, f->cs, f->q, k, k + g->n_kv * plane * 2, plane,
-                                  g->n_q, g->n_kv, g->head_dim, g->rope_dim };
+    const kernels_norm_t norm = { f->view.n_rows, NULL,   f->x,  f->layers[l].attn_norm,
+                                  f->h,           g->dim, g->eps };
+    const kernels_norm_t ffn_norm = { f->view.n_rows, NULL,   f->x,  f->layers[l].ffn_norm,
+                                      f->h,           g->dim, g->eps };
+    const kernels_rope_t rope = {
+        f->view.n_rows,          f->view.slots, f->qkv, f->cs,   f->q,        k,
+        k + g->n_kv * plane * 2, plane,         g->n_q, g->n_kv, g->head_dim, g->rope_dim
+    };
     const kernels_swiglu_t swiglu = { f->view.n_rows, f->ff, f->act, g->ffn };
 
     if (rest)
@@ -59,12 +66,14 @@ static int put_layer(engine_t *e, deft_step_t step, uint32_t l, uint32_t rows, u
 }
 
 /* All launches of a pass: for up to `rows` rows, and outputs of up to `outputs` of them. */
-static int put_pass(engine_t *e, deft_step_t step, uint32_t rows, uint32_t outputs, uint32_t k, unsigned parts)
+static int put_pass(engine_t *e, deft_step_t step, uint32_t rows, uint32_t outputs, uint32_t k,
+                    unsigned parts)
 {
     struct forward *f = e->fw;
     const engine_geometry_t *g = &e->g;
-    const kernels_embed_t embed = { f->view.n_rows, f->view.ids, f->view.positions, f->embedding, f->inv_freq, f->x,
-                                    f->cs, g->dim, g->rope_dim };
+    const kernels_embed_t embed = { f->view.n_rows, f->view.ids, f->view.positions,
+                                    f->embedding,   f->inv_freq, f->x,
+                                    f->cs,          g->dim,      g->rope_dim };
     const kernels_norm_t norm = { f->which, f->which + 1, f->x, f->out_norm, f->h, g->dim, g->eps };
     const kernels_top_t top = { f->which, f->logits, f->top, g->vocab, k };
 
@@ -75,7 +84,8 @@ static int put_pass(engine_t *e, deft_step_t step, uint32_t rows, uint32_t outpu
             return -1;
     if (outputs > 0 && (parts & ENGINE_REST))
         TRY(e, kernels_norm(&f->at, &norm, outputs));
-    if (outputs > 0 && (parts & ENGINE_PRODUCTS) && forward_multiply(e, HEAD, 0, size_index(outputs)) != 0)
+    if (outputs > 0 && (parts & ENGINE_PRODUCTS) &&
+        forward_multiply(e, HEAD, 0, size_index(outputs)) != 0)
         return -1;
     if (outputs > 0 && k > 0 && (parts & ENGINE_REST))
         TRY(e, kernels_top(&f->at, &top, outputs));
@@ -100,7 +110,8 @@ static int capture(engine_t *e, deft_step_t step, graph_t *g)
     const cudaError_t made = cudaGraphInstantiate(&g->exec, graph, 0);
     (void)cudaGraphDestroy(graph);
     TRY(e, made);
-    const cudaError_t uploaded = cudaGraphUpload(g->exec, f->stream); /* what it takes of the device it takes now */
+    const cudaError_t uploaded =
+        cudaGraphUpload(g->exec, f->stream); /* what it takes of the device it takes now */
     if (uploaded == cudaSuccess)
         return 0;
     (void)cudaGraphExecDestroy(g->exec);
@@ -145,16 +156,21 @@ static int capture_new(engine_t *e, deft_step_t step, const graph_t *want, cudaG
 }
 
 /* The graph for this step, captured if it is the first of its kind. */
-static int graph_for(engine_t *e, deft_step_t step, size_t n, const engine_output_t *out, unsigned parts, uint64_t name,
-                     cudaGraphExec_t *exec_p)
+static int graph_for(engine_t *e, deft_step_t step, size_t n, const engine_output_t *out,
+                     unsigned parts, uint64_t name, cudaGraphExec_t *exec_p)
 {
     struct forward *f = e->fw;
-    const graph_t want = { sizes[size_index(n)], out->n > 0 ? sizes[size_index(out->n)] : 0, (uint32_t)out->k, parts, name, NULL };
+    const graph_t want = { sizes[size_index(n)],
+                           out->n > 0 ? sizes[size_index(out->n)] : 0,
+                           (uint32_t)out->k,
+                           parts,
+                           name,
+                           NULL };
 
     for (uint32_t i = 0; i < f->n_graphs; i++) {
         const graph_t *g = &f->graph[i];
-        if (g->exec && g->rows == want.rows && g->outputs == want.outputs && g->k == want.k && g->parts == parts &&
-            g->name == name) {
+        if (g->exec && g->rows == want.rows && g->outputs == want.outputs && g->k == want.k &&
+            g->parts == parts && g->name == name) {
             *exec_p = g->exec;
             return 0;
         }
@@ -204,7 +220,8 @@ static int ask(engine_t *e, slot_t *s, const engine_output_t *out)
     s->which[0] = (uint32_t)out->n;
     for (size_t i = 0; i < out->n; i++)
         s->which[1 + i] = out->which ? out->which[i] : (uint32_t)i;
-    TRY(e, cudaMemcpyAsync(f->which, s->which, (1 + out->n) * sizeof(uint32_t), cudaMemcpyHostToDevice, f->stream));
+    TRY(e, cudaMemcpyAsync(f->which, s->which, (1 + out->n) * sizeof(uint32_t),
+                           cudaMemcpyHostToDevice, f->stream));
     return 0;
 }
 
@@ -214,10 +231,11 @@ static int fetch(engine_t *e, const slot_t *s)
     const engine_output_t *out = &s->out;
 
     if (out->k > 0)
-        TRY(e, cudaMemcpyAsync(s->top, f->top, out->n * out->k * sizeof(*s->top), cudaMemcpyDeviceToHost, f->stream));
+        TRY(e, cudaMemcpyAsync(s->top, f->top, out->n * out->k * sizeof(*s->top),
+                               cudaMemcpyDeviceToHost, f->stream));
     if (out->logits && out->n > 0)
-        TRY(e, cudaMemcpyAsync(out->logits, f->logits, out->n * e->g.vocab * sizeof(float), cudaMemcpyDeviceToHost,
-                               f->stream));
+        TRY(e, cudaMemcpyAsync(out->logits, f->logits, out->n * e->g.vocab * sizeof(float),
+                               cudaMemcpyDeviceToHost, f->stream));
     return 0;
 }
 
@@ -228,8 +246,8 @@ static int cuda_run(engine_t *e, deft_step_t step, const engine_output_t *out)
     cudaGraphExec_t exec;
 
     if (n > f->max_rows || out->n > f->max_outputs)
-        return FAIL(e, "%zu rows and %zu outputs: at most %zu and %zu were asked for", n, out->n, f->max_rows,
-                    f->max_outputs);
+        return FAIL(e, "%zu rows and %zu outputs: at most %zu and %zu were asked for", n, out->n,
+                    f->max_rows, f->max_outputs);
     while (f->n_pending > N_SLOTS - 2)
         if (complete(e) != 0)
             return -1;
@@ -260,10 +278,13 @@ static int prepare_with(engine_t *e, deft_step_t step, size_t rows, size_t k)
     cudaGraphExec_t exec;
 
     for (uint32_t i = 0; i < N_SIZES && sizes[i] <= f->max_rows; i++) {
-        const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs, .k = k }, end = { .n = 1, .k = k };
+        const engine_output_t out = { .n = sizes[i] < f->max_outputs ? sizes[i] : f->max_outputs,
+                                      .k = k },
+                              end = { .n = 1, .k = k };
         if (i <= last && graph_for(e, step, sizes[i], &out, WHOLE, 0, &exec) != 0)
             return -1;
-        if (graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0 || graph_for(e, step, sizes[i], &end, WHOLE, 0, &exec) != 0)
+        if (graph_for(e, step, sizes[i], &none, WHOLE, 0, &exec) != 0 ||
+            graph_for(e, step, sizes[i], &end, WHOLE, 0, &exec) != 0)
             return -1;
     }
     return 0;
@@ -283,7 +304,8 @@ static int cuda_prepare(engine_t *e, size_t rows, size_t k)
     e->fw->interrupted = 1;
     TRY_DEFT(e, deft_tree_create(e->ctx, &tree));
     const deft_rows_t row = { tree, deft_tree_root(tree), 1 };
-    if (deft_tree_append(tree, row.node, 1, &id) != DEFT_OK || deft_step_begin(e->ctx, &row, 1, 0, &step) != DEFT_OK) {
+    if (deft_tree_append(tree, row.node, 1, &id) != DEFT_OK ||
+        deft_step_begin(e->ctx, &row, 1, 0, &step) != DEFT_OK) {
         (void)FAIL(e, "%s", deft_last_error(e->ctx));
     } else {
         status = prepare_with(e, step, rows, k);
@@ -317,7 +339,8 @@ static int make_slots(engine_t *e)
         TRY(e, cudaEventCreate(&f->slot[i].begin));
         TRY(e, cudaEventCreate(&f->slot[i].end));
         TRY(e, cudaMallocHost((void **)&f->slot[i].which, (1 + f->max_outputs) * sizeof(uint32_t)));
-        TRY(e, cudaMallocHost((void **)&f->slot[i].top, f->max_outputs * ENGINE_TOP * sizeof(candidate_t)));
+        TRY(e, cudaMallocHost((void **)&f->slot[i].top,
+                              f->max_outputs * ENGINE_TOP * sizeof(candidate_t)));
     }
     return 0;
 }
@@ -343,11 +366,14 @@ static int check_shape(engine_t *e, const engine_options_t *o)
 
     if (o->kv_type == DEFT_F32)
         return FAIL(e, "f32 is for the CPU: f16 or bf16");
-    if (g->dim % 8 != 0 || g->dim > 16384 || g->ffn % 8 != 0 || g->head_dim % 8 != 0 || g->rope_dim % 8 != 0)
-        return FAIL(e, "width %u, ffn %u, heads of %u, %u of them rotated: CUDA needs multiples of 8", g->dim, g->ffn,
-                    g->head_dim, g->rope_dim);
+    if (g->dim % 8 != 0 || g->dim > 16384 || g->ffn % 8 != 0 || g->head_dim % 8 != 0 ||
+        g->rope_dim % 8 != 0)
+        return FAIL(e,
+                    "width %u, ffn %u, heads of %u, %u of them rotated: CUDA needs multiples of 8",
+                    g->dim, g->ffn, g->head_dim, g->rope_dim);
     if (e->fw->max_rows > sizes[N_SIZES - 1] || e->fw->max_outputs > e->fw->max_rows)
-        return FAIL(e, "%zu rows of %u, %zu outputs", e->fw->max_rows, sizes[N_SIZES - 1], e->fw->max_outputs);
+        return FAIL(e, "%zu rows of %u, %zu outputs", e->fw->max_rows, sizes[N_SIZES - 1],
+                    e->fw->max_outputs);
     return 0;
 }
 
@@ -371,7 +397,9 @@ static int cuda_open(engine_t *e, const engine_options_t *o)
     memcpy(f->n, n, sizeof(n));
     memcpy(f->k, k, sizeof(k));
     f->max_rows = sizes[size_index(o->max_rows ? o->max_rows : 512)];
-    f->max_outputs = o->max_outputs ? sizes[size_index(o->max_outputs)] : f->max_rows < 128 ? f->max_rows : 128;
+    f->max_outputs = o->max_outputs      ? sizes[size_index(o->max_outputs)]
+                     : f->max_rows < 128 ? f->max_rows
+                                         : 128;
     f->staging_floats = (size_t)4 << 20;
     e->batch = f->max_rows;
     if (check_shape(e, o) != 0)
@@ -382,11 +410,13 @@ static int cuda_open(engine_t *e, const engine_options_t *o)
     f->at = (kernels_at_t){ f->stream, o->kv_type == DEFT_BF16, major >= 9 };
     TRY_LT(e, cublasLtCreate(&f->lt));
     TRY_LT(e, cublasLtMatmulDescCreate(&f->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    TRY_LT(e, cublasLtMatmulDescSetAttribute(f->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed, sizeof(transposed)));
+    TRY_LT(e, cublasLtMatmulDescSetAttribute(f->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                             sizeof(transposed)));
     const int own_head = !e->file || gguf_tensor(e->file, "output.weight") != NULL;
     if (forward_make_memory(e, o, own_head) != 0 || make_slots(e) != 0 || make_context(e, o) != 0)
         return -1;
-    TRY(e, cudaMemcpy(f->inv_freq, e->inv_freq, g->rope_dim / 2 * sizeof(double), cudaMemcpyHostToDevice));
+    TRY(e, cudaMemcpy(f->inv_freq, e->inv_freq, g->rope_dim / 2 * sizeof(double),
+                      cudaMemcpyHostToDevice));
     return e->file ? forward_load_file(e, own_head) : forward_load_random(e, o->seed);
 }
 
@@ -423,8 +453,12 @@ static void cuda_close(engine_t *e)
     e->fw = NULL;
 }
 
-const forward_ops_t forward_cuda = { .open = cuda_open, .close = cuda_close, .run = cuda_run, .collect = cuda_collect,
-                                     .grow = cuda_grow, .prepare = cuda_prepare };
+const forward_ops_t forward_cuda = { .open = cuda_open,
+                                     .close = cuda_close,
+                                     .run = cuda_run,
+                                     .collect = cuda_collect,
+                                     .grow = cuda_grow,
+                                     .prepare = cuda_prepare };
 
 /* ---- measuring ---- */
 
@@ -469,9 +503,11 @@ int engine_time_parts(engine_t *e, unsigned parts, int reps, double *seconds_p)
     const size_t n = deft_step_tokens(step);
     const engine_output_t out = { .n = n < f->max_outputs ? n : f->max_outputs, .k = 1 };
     const uint64_t name = f->other.begin ? f->other.begin(f->other.arg, step) : 0;
-    const int status = n > f->max_rows ? FAIL(e, "%zu rows", n) :
-                       ask(e, &f->slot[f->oldest], &out) || graph_for(e, step, n, &out, parts, name, &exec) ? -1 :
-                       time_graph(e, exec, reps, seconds_p);
+    const int status = n > f->max_rows ? FAIL(e, "%zu rows", n)
+                       : ask(e, &f->slot[f->oldest], &out) ||
+                               graph_for(e, step, n, &out, parts, name, &exec)
+                           ? -1
+                           : time_graph(e, exec, reps, seconds_p);
     deft_step_abandon(step);
     return status;
 }

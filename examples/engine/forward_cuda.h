@@ -14,7 +14,8 @@
 enum { QKV, OUT, GATE_UP, DOWN, HEAD, KINDS };
 
 /* Rows that graphs are captured for. */
-static const uint32_t sizes[] = { 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048 };
+static const uint32_t sizes[] = { 1,   2,   4,   8,   16,  24,  32,   48,   64,  96,
+                                  128, 192, 256, 384, 512, 768, 1024, 1536, 2048 };
 enum { N_SIZES = sizeof(sizes) / sizeof(*sizes), N_GRAPHS = 96, N_SLOTS = 3 };
 
 static const size_t WORKSPACE = (size_t)64 << 20; /* of cuBLASLt, bytes */
@@ -38,7 +39,7 @@ typedef struct slot {
     uint32_t *which;  /* pinned [1 + max_outputs]: how many, then the rows */
     candidate_t *top; /* pinned [max_outputs][ENGINE_TOP] */
     engine_output_t out;
-    int first;        /* nothing of interest ran before */
+    int first; /* nothing of interest ran before */
 } slot_t;
 
 typedef struct layer {
@@ -79,24 +80,24 @@ static inline int cuda_fail(engine_t *e, const char *what, cudaError_t error)
     return FAIL(e, "%s: %s", what, cudaGetErrorString(error));
 }
 
-#define TRY(_e, _call)                                       \
-    do {                                                     \
-        const cudaError_t error_ = (cudaError_t)(_call);     \
-        if (error_ != cudaSuccess)                           \
-            return cuda_fail(_e, #_call, error_);            \
+#define TRY(_e, _call)                                   \
+    do {                                                 \
+        const cudaError_t error_ = (cudaError_t)(_call); \
+        if (error_ != cudaSuccess)                       \
+            return cuda_fail(_e, #_call, error_);        \
     } while (0)
 
-#define TRY_LT(_e, _call)                                                           \
-    do {                                                                            \
-        const cublasStatus_t status_ = (_call);                                     \
-        if (status_ != CUBLAS_STATUS_SUCCESS)                                       \
-            return FAIL(_e, "%s: cuBLASLt status %d", #_call, (int)status_);        \
+#define TRY_LT(_e, _call)                                                    \
+    do {                                                                     \
+        const cublasStatus_t status_ = (_call);                              \
+        if (status_ != CUBLAS_STATUS_SUCCESS)                                \
+            return FAIL(_e, "%s: cuBLASLt status %d", #_call, (int)status_); \
     } while (0)
 
-#define TRY_DEFT(_e, _call)                                                         \
-    do {                                                                            \
-        if ((_call) != DEFT_OK)                                                     \
-            return FAIL(_e, "%s", deft_last_error((_e)->ctx));                      \
+#define TRY_DEFT(_e, _call)                                    \
+    do {                                                       \
+        if ((_call) != DEFT_OK)                                \
+            return FAIL(_e, "%s", deft_last_error((_e)->ctx)); \
     } while (0)
 
 /* The first of `sizes` that is as large. */
@@ -111,8 +112,8 @@ static inline uint32_t size_index(size_t rows)
 
 /* forward_load.c */
 
-/* All of the device memory but the pool and what plans need; before a weight is read. own_head: the last
- * product has a matrix of its own. */
+/* All of the device memory but the pool and what plans need; before a weight is read. own_head: the
+ * last product has a matrix of its own. */
 int forward_make_memory(engine_t *e, const engine_options_t *o, int own_head);
 int forward_load_file(engine_t *e, int own_head);
 /* Weights that keep the size of what they multiply, norms of 1. */

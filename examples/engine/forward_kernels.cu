@@ -18,16 +18,28 @@ __device__ __forceinline__ void take_turn()
 #endif
 }
 
-__device__ __forceinline__ float2 unpack(const __half2 v) { return __half22float2(v); }
-__device__ __forceinline__ float2 unpack(const __nv_bfloat162 v) { return __bfloat1622float2(v); }
+__device__ __forceinline__ float2 unpack(const __half2 v)
+{
+    return __half22float2(v);
+}
+__device__ __forceinline__ float2 unpack(const __nv_bfloat162 v)
+{
+    return __bfloat1622float2(v);
+}
 template <typename T> struct pair_of;
 template <> struct pair_of<__half> {
     using type = __half2;
-    static __device__ __forceinline__ __half2 pack(float a, float b) { return __floats2half2_rn(a, b); }
+    static __device__ __forceinline__ __half2 pack(float a, float b)
+    {
+        return __floats2half2_rn(a, b);
+    }
 };
 template <> struct pair_of<__nv_bfloat16> {
     using type = __nv_bfloat162;
-    static __device__ __forceinline__ __nv_bfloat162 pack(float a, float b) { return __floats2bfloat162_rn(a, b); }
+    static __device__ __forceinline__ __nv_bfloat162 pack(float a, float b)
+    {
+        return __floats2bfloat162_rn(a, b);
+    }
 };
 
 /* Eight elements, 16 bytes. */
@@ -79,9 +91,10 @@ template <typename T> __global__ void __launch_bounds__(256) embed_kernel(const 
 
 constexpr int NORM_THREADS = 512, NORM_PARTS = 8; /* 16 KiB elements of a row at most */
 
-/* x / sqrt(mean(x^2) + eps) * w. Everything is asked for at once: the weights before the kernel before
- * has ended, the row before it is known to be one. */
-template <typename T> __global__ void __launch_bounds__(NORM_THREADS) norm_kernel(const kernels_norm_t a)
+/* x / sqrt(mean(x^2) + eps) * w. Everything is asked for at once: the weights before the kernel
+ * before has ended, the row before it is known to be one. */
+template <typename T>
+__global__ void __launch_bounds__(NORM_THREADS) norm_kernel(const kernels_norm_t a)
 {
     __shared__ float sums[NORM_THREADS / 32];
     const uint32_t i = blockIdx.x, lane = threadIdx.x % 32;
@@ -131,11 +144,12 @@ template <typename T> __global__ void __launch_bounds__(NORM_THREADS) norm_kerne
     }
 }
 
-/* From a row of the product to Q, rotated, and to its slot of the pool. Block: 256 of a row's chunks
- * of 8 elements, which lie in one head. */
+/* From a row of the product to Q, rotated, and to its slot of the pool. Block: 256 of a row's
+ * chunks of 8 elements, which lie in one head. */
 template <typename T> __global__ void __launch_bounds__(256) rope_kernel(const kernels_rope_t a)
 {
-    const uint32_t r = blockIdx.y, chunk = blockIdx.x * 256 + threadIdx.x, per_head = a.head_dim / 8;
+    const uint32_t r = blockIdx.y, chunk = blockIdx.x * 256 + threadIdx.x,
+                   per_head = a.head_dim / 8;
     const uint32_t head = chunk / per_head, d = chunk % per_head * 8;
     if (head >= a.n_q + 2 * a.n_kv)
         return;
@@ -143,7 +157,8 @@ template <typename T> __global__ void __launch_bounds__(256) rope_kernel(const k
     const bool rotated = head < a.n_q + a.n_kv && d < a.rope_dim;
     const float4 *cs = (const float4 *)(a.cs + (size_t)r * a.rope_dim + (rotated ? d : 0));
     const float4 t[2] = { cs[0], cs[1] };
-    const uint32_t n = *a.n_rows, slot = a.slots[r]; /* the step has room for all rows of the launch */
+    const uint32_t n = *a.n_rows,
+                   slot = a.slots[r]; /* the step has room for all rows of the launch */
     float x[8];
     load(x, (const T *)a.qkv + ((size_t)r * (a.n_q + 2 * a.n_kv) + head) * a.head_dim + d);
     if (r >= n)
@@ -151,7 +166,8 @@ template <typename T> __global__ void __launch_bounds__(256) rope_kernel(const k
     if (rotated) { /* pairs of neighbours */
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float c = i % 2 == 0 ? t[i / 2].x : t[i / 2].z, s = i % 2 == 0 ? t[i / 2].y : t[i / 2].w;
+            const float c = i % 2 == 0 ? t[i / 2].x : t[i / 2].z,
+                        s = i % 2 == 0 ? t[i / 2].y : t[i / 2].w;
             const float even = x[2 * i], odd = x[2 * i + 1];
             x[2 * i] = even * c - odd * s;
             x[2 * i + 1] = even * s + odd * c;
@@ -234,9 +250,9 @@ template <typename V, typename F> __device__ V reduce_block(V x, V *space, F op)
     return x;
 }
 
-/* The k-th largest of the threads' maxima bounds the k-th largest of all from below, and little else
- * is above it: that is collected and sorted. Where too much is (many equal logits), the candidates
- * are taken one by one. */
+/* The k-th largest of the threads' maxima bounds the k-th largest of all from below, and little
+ * else is above it: that is collected and sorted. Where too much is (many equal logits), the
+ * candidates are taken one by one. */
 __global__ void __launch_bounds__(TOP_THREADS) top_kernel(const kernels_top_t a)
 {
     __shared__ uint64_t best[TOP_ROOM], space[32];
@@ -306,7 +322,8 @@ __global__ void __launch_bounds__(TOP_THREADS) top_kernel(const kernels_top_t a)
 
 template <typename T> __global__ void convert_kernel(T *to, const float *from, size_t n)
 {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (size_t)blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += gridDim.x * (size_t)blockDim.x)
         to[i] = (T)from[i];
 }
 
@@ -320,7 +337,8 @@ __device__ __forceinline__ uint64_t mix(uint64_t x)
 /* Sums of four uniforms. */
 template <typename T> __global__ void fill_kernel(T *to, size_t n, uint64_t seed, float deviation)
 {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (size_t)blockDim.x) {
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += gridDim.x * (size_t)blockDim.x) {
         const uint64_t r = mix(seed + (i + 1) * 0x9e3779b97f4a7c15u);
         const int sum = (int)((r & 65535) + (r >> 16 & 65535) + (r >> 32 & 65535) + (r >> 48));
         to[i] = (T)((float)(sum - 131070) * 2.6429e-5f * deviation);
@@ -330,14 +348,16 @@ template <typename T> __global__ void fill_kernel(T *to, size_t n, uint64_t seed
 __global__ void digest_kernel(unsigned long long *to, const uint32_t *from, size_t n)
 {
     unsigned long long sum = 0;
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n; i += gridDim.x * (size_t)blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += gridDim.x * (size_t)blockDim.x)
         sum += mix(from[i] + ((uint64_t)i << 32));
     atomicAdd(to, sum);
 }
 
 /* ---- launches ---- */
 
-template <typename A> int launch(const kernels_at_t *at, void (*kernel)(A), A a, dim3 grid, uint32_t block)
+template <typename A>
+int launch(const kernels_at_t *at, void (*kernel)(A), A a, dim3 grid, uint32_t block)
 {
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -355,8 +375,9 @@ template <typename A> int launch(const kernels_at_t *at, void (*kernel)(A), A a,
 } // namespace
 
 /* The kernel for the type in use. */
-#define LAUNCH(_kernel, _grid, _block)                                                               \
-    (at->bf16 ? launch(at, _kernel<__nv_bfloat16>, *a, _grid, _block) : launch(at, _kernel<__half>, *a, _grid, _block))
+#define LAUNCH(_kernel, _grid, _block)                                \
+    (at->bf16 ? launch(at, _kernel<__nv_bfloat16>, *a, _grid, _block) \
+              : launch(at, _kernel<__half>, *a, _grid, _block))
 
 int kernels_embed(const kernels_at_t *at, const kernels_embed_t *a, uint32_t rows)
 {

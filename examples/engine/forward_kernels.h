@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The kernels of a forward pass that are neither products nor attention. Rows are those of the step,
- * [*n_rows]; grids are for `rows` of them, so that a captured launch serves any number up to that.
- * T: f16, or bf16 where bf16 is 1. All of them return a cudaError_t. */
+/* The kernels of a forward pass that are neither products nor attention. Rows are those of the
+ * step, [*n_rows]; grids are for `rows` of them, so that a captured launch serves any number up to
+ * that. T: f16, or bf16 where bf16 is 1. All of them return a cudaError_t. */
 #ifndef ENGINE_FORWARD_KERNELS_H
 #define ENGINE_FORWARD_KERNELS_H
 
@@ -44,11 +44,11 @@ int kernels_norm(const kernels_at_t *at, const kernels_norm_t *a, uint32_t rows)
 
 typedef struct kernels_rope {
     const uint32_t *n_rows, *slots;
-    const void *qkv;  /* T [rows][(n_q + 2 n_kv) * head_dim] */
+    const void *qkv; /* T [rows][(n_q + 2 n_kv) * head_dim] */
     const float *cs;
-    void *q;          /* T [rows][n_q][head_dim], rotated */
-    void *k, *v;      /* the layer's planes in the pool, T [n_kv][plane] */
-    size_t plane;     /* elements */
+    void *q;      /* T [rows][n_q][head_dim], rotated */
+    void *k, *v;  /* the layer's planes in the pool, T [n_kv][plane] */
+    size_t plane; /* elements */
     uint32_t n_q, n_kv, head_dim, rope_dim;
 } kernels_rope_t;
 int kernels_rope(const kernels_at_t *at, const kernels_rope_t *a, uint32_t rows);

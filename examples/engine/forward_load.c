@@ -77,15 +77,19 @@ int forward_make_memory(engine_t *e, const engine_options_t *o, int own_head)
     piece_t piece[MAX_PIECES];
     size_t n, free_bytes, total, head = own_head ? (size_t)g->vocab * g->dim * 2 : 0;
     const size_t buffers = pieces_of(e, piece, &n), weights = layer_bytes(e) * g->n_layers + head;
-    const size_t pool = (o->pool_tokens ? o->pool_tokens : 8192) * (size_t)g->n_layers * 2 * g->n_kv * g->head_dim * 2;
+    const size_t pool = (o->pool_tokens ? o->pool_tokens : 8192) * (size_t)g->n_layers * 2 *
+                        g->n_kv * g->head_dim * 2;
     const double gib = 1.0 / (1 << 30);
     unsigned char *at;
 
     TRY(e, cudaMemGetInfo(&free_bytes, &total));
     if (o->pool_tokens != DEFT_POOL_FREE && buffers + weights + pool > free_bytes)
-        return FAIL(e, "the device has %.1f GiB free: weights take %.1f, the KV of %zu tokens %.1f, buffers %.1f",
-                    (double)free_bytes * gib, (double)weights * gib, o->pool_tokens ? o->pool_tokens : 8192,
-                    (double)pool * gib, (double)buffers * gib);
+        return FAIL(e,
+                    "the device has %.1f GiB free: weights take %.1f, the KV of %zu tokens %.1f, "
+                    "buffers %.1f",
+                    (double)free_bytes * gib, (double)weights * gib,
+                    o->pool_tokens ? o->pool_tokens : 8192, (double)pool * gib,
+                    (double)buffers * gib);
     if (!(f->layers = calloc(g->n_layers, sizeof(*f->layers))))
         return FAIL(e, "out of memory");
     if (allocate(e, (void **)&at, buffers) != 0)
@@ -126,7 +130,8 @@ static int load_tensor(engine_t *e, const gguf_tensor_t *t, float *space, void *
         const size_t n = rows - r < step ? rows - r : step;
         if (gguf_dequantize(t, r, n, space) != 0)
             return FAIL(e, "tensor %.*s cannot be read", (int)t->name_len, t->name);
-        TRY(e, cudaMemcpyAsync(f->staging, space, n * width * sizeof(float), cudaMemcpyHostToDevice, f->stream));
+        TRY(e, cudaMemcpyAsync(f->staging, space, n * width * sizeof(float), cudaMemcpyHostToDevice,
+                               f->stream));
         TRY(e, kernels_convert(&f->at, *to, f->staging, n * width));
         TRY(e, cudaStreamSynchronize(f->stream));
         *to = (char *)*to + n * width * 2;
@@ -148,7 +153,9 @@ static int load_layer(engine_t *e, uint32_t l, float *space)
     float *norm[2] = { NULL, NULL };
     void *to = NULL;
     int status = engine_layer_tensors(e, l, t) || engine_layer_norms(e, l, &norm[0], &norm[1]) ||
-                 load_norm(e, norm[0], y->attn_norm) || load_norm(e, norm[1], y->ffn_norm) ? -1 : 0;
+                         load_norm(e, norm[0], y->attn_norm) || load_norm(e, norm[1], y->ffn_norm)
+                     ? -1
+                     : 0;
 
     for (int i = 0; i < LAYER_MATRICES && status == 0; i++) {
         if (i == 0 || matrix[i] != matrix[i - 1])
@@ -169,7 +176,8 @@ int forward_load_file(engine_t *e, int own_head)
     void *to = f->embedding;
     int status = space ? 0 : FAIL(e, "out of memory");
 
-    if (status != 0 || !embedding || !head || engine_vector(e, "output_norm.weight", e->g.dim, &norm) ||
+    if (status != 0 || !embedding || !head ||
+        engine_vector(e, "output_norm.weight", e->g.dim, &norm) ||
         load_norm(e, norm, f->out_norm) || load_tensor(e, embedding, space, &to))
         status = -1;
     to = f->head;
@@ -196,13 +204,14 @@ int forward_load_random(engine_t *e, uint64_t seed)
         const layer_t *y = &f->layers[l];
         status = load_norm(e, ones, y->attn_norm) || load_norm(e, ones, y->ffn_norm) ? -1 : 0;
         for (int i = 0; i < HEAD && status == 0; i++)
-            status = kernels_fill(&f->at, y->w[i], (size_t)f->n[i] * f->k[i], seed + 8 * l + (uint64_t)i + 16,
-                                  1 / sqrtf((float)f->k[i]));
+            status = kernels_fill(&f->at, y->w[i], (size_t)f->n[i] * f->k[i],
+                                  seed + 8 * l + (uint64_t)i + 16, 1 / sqrtf((float)f->k[i]));
     }
     free(ones);
     TRY(e, kernels_fill(&f->at, f->embedding, (size_t)e->g.vocab * e->g.dim, seed, 1));
     if (f->head != f->embedding)
-        TRY(e, kernels_fill(&f->at, f->head, (size_t)e->g.vocab * e->g.dim, seed + 1, 1 / sqrtf((float)e->g.dim)));
+        TRY(e, kernels_fill(&f->at, f->head, (size_t)e->g.vocab * e->g.dim, seed + 1,
+                            1 / sqrtf((float)e->g.dim)));
     TRY(e, cudaStreamSynchronize(f->stream));
     return status == 0 ? 0 : FAIL(e, "the weights cannot be filled");
 }

@@ -18,13 +18,14 @@ static int is_float(int kind)
 }
 
 /* Column-major is the transpose: y^T [n][rows] = w^T x^T. */
-static cublasStatus_t multiply_with(struct forward *f, int kind, const product_t *p, const cublasLtMatmulAlgo_t *algo,
-                                    const void *w, const void *x, void *y)
+static cublasStatus_t multiply_with(struct forward *f, int kind, const product_t *p,
+                                    const cublasLtMatmulAlgo_t *algo, const void *w, const void *x,
+                                    void *y)
 {
     const float one = 1, beta = kind == OUT || kind == DOWN ? 1 : 0;
 
-    return cublasLtMatmul(f->lt, f->desc, &one, w, p->w, x, p->x, &beta, y, p->y, y, p->y, algo, f->workspace, WORKSPACE,
-                          f->stream);
+    return cublasLtMatmul(f->lt, f->desc, &one, w, p->w, x, p->x, &beta, y, p->y, y, p->y, algo,
+                          f->workspace, WORKSPACE, f->stream);
 }
 
 static const void *input_of(const struct forward *f, int kind)
@@ -34,7 +35,10 @@ static const void *input_of(const struct forward *f, int kind)
 
 static void *output_of(const struct forward *f, int kind)
 {
-    return kind == QKV ? f->qkv : kind == GATE_UP ? f->ff : kind == HEAD ? (void *)f->logits : (void *)f->x;
+    return kind == QKV       ? f->qkv
+           : kind == GATE_UP ? f->ff
+           : kind == HEAD    ? (void *)f->logits
+                             : (void *)f->x;
 }
 
 static const void *weights_of(const engine_t *e, int kind, uint32_t l)
@@ -43,7 +47,8 @@ static const void *weights_of(const engine_t *e, int kind, uint32_t l)
 }
 
 /* Time an algorithm over the weights of several layers, which the L2 does not hold all of. */
-static int time_algo(engine_t *e, int kind, const product_t *p, const cublasLtMatmulAlgo_t *algo, float *ms_p)
+static int time_algo(engine_t *e, int kind, const product_t *p, const cublasLtMatmulAlgo_t *algo,
+                     float *ms_p)
 {
     struct forward *f = e->fw;
     slot_t *s = &f->slot[0];
@@ -54,8 +59,8 @@ static int time_algo(engine_t *e, int kind, const product_t *p, const cublasLtMa
         float ms;
         TRY(e, cudaEventRecord(s->begin, f->stream));
         for (uint32_t l = 0; l < n; l++)
-            if (multiply_with(f, kind, p, algo, weights_of(e, kind, l), input_of(f, kind), output_of(f, kind)) !=
-                CUBLAS_STATUS_SUCCESS)
+            if (multiply_with(f, kind, p, algo, weights_of(e, kind, l), input_of(f, kind),
+                              output_of(f, kind)) != CUBLAS_STATUS_SUCCESS)
                 return 0; /* this one does not do it */
         TRY(e, cudaEventRecord(s->end, f->stream));
         TRY(e, cudaEventSynchronize(s->end));
@@ -66,8 +71,8 @@ static int time_algo(engine_t *e, int kind, const product_t *p, const cublasLtMa
 }
 
 /* A digest of what an algorithm makes of given inputs. */
-static int digest_algo(engine_t *e, int kind, uint32_t rows, const product_t *p, const cublasLtMatmulAlgo_t *algo,
-                       uint64_t *digest_p)
+static int digest_algo(engine_t *e, int kind, uint32_t rows, const product_t *p,
+                       const cublasLtMatmulAlgo_t *algo, uint64_t *digest_p)
 {
     struct forward *f = e->fw;
     const size_t y = (size_t)rows * f->n[kind] * (is_float(kind) ? 4 : 2);
@@ -75,17 +80,18 @@ static int digest_algo(engine_t *e, int kind, uint32_t rows, const product_t *p,
     TRY(e, cudaMemsetAsync(output_of(f, kind), 0, y, f->stream));
     TRY(e, cudaMemsetAsync(f->digest, 0, sizeof(uint64_t), f->stream));
     *digest_p = 0;
-    if (multiply_with(f, kind, p, algo, weights_of(e, kind, 0), input_of(f, kind), output_of(f, kind)) !=
-        CUBLAS_STATUS_SUCCESS)
+    if (multiply_with(f, kind, p, algo, weights_of(e, kind, 0), input_of(f, kind),
+                      output_of(f, kind)) != CUBLAS_STATUS_SUCCESS)
         return 0;
     TRY(e, kernels_digest(&f->at, f->digest, output_of(f, kind), y / 4));
-    TRY(e, cudaMemcpyAsync(digest_p, f->digest, sizeof(*digest_p), cudaMemcpyDeviceToHost, f->stream));
+    TRY(e,
+        cudaMemcpyAsync(digest_p, f->digest, sizeof(*digest_p), cudaMemcpyDeviceToHost, f->stream));
     TRY(e, cudaStreamSynchronize(f->stream));
     return 0;
 }
 
-/* The fastest of cuBLASLt's proposals that give the bits of the first: which one wins may differ from
- * process to process, what it computes does not. */
+/* The fastest of cuBLASLt's proposals that give the bits of the first: which one wins may differ
+ * from process to process, what it computes does not. */
 int forward_tune(engine_t *e, int kind, uint32_t size)
 {
     struct forward *f = e->fw;
@@ -103,19 +109,22 @@ int forward_tune(engine_t *e, int kind, uint32_t size)
         return -1;
     TRY_LT(e, cublasLtMatrixLayoutCreate(&p->w, type_of(f), f->k[kind], f->n[kind], f->k[kind]));
     TRY_LT(e, cublasLtMatrixLayoutCreate(&p->x, type_of(f), f->k[kind], rows, f->k[kind]));
-    TRY_LT(e, cublasLtMatrixLayoutCreate(&p->y, is_float(kind) ? CUDA_R_32F : type_of(f), f->n[kind], rows, f->n[kind]));
+    TRY_LT(e, cublasLtMatrixLayoutCreate(&p->y, is_float(kind) ? CUDA_R_32F : type_of(f),
+                                         f->n[kind], rows, f->n[kind]));
     TRY_LT(e, cublasLtMatmulPreferenceCreate(&preference));
-    TRY_LT(e, cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE,
-                                                   sizeof(WORKSPACE)));
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(f->lt, f->desc, p->w, p->x, p->y, p->y, preference,
-                                                                 N_ALGOS, found, &n);
+    TRY_LT(e, cublasLtMatmulPreferenceSetAttribute(preference,
+                                                   CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                   &WORKSPACE, sizeof(WORKSPACE)));
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        f->lt, f->desc, p->w, p->x, p->y, p->y, preference, N_ALGOS, found, &n);
     (void)cublasLtMatmulPreferenceDestroy(preference);
     if (status != CUBLAS_STATUS_SUCCESS || n == 0)
         return FAIL(e, "cuBLASLt has no product of %u x %u by %u", rows, f->k[kind], f->n[kind]);
     TRY(e, kernels_fill(&f->at, (void *)input_of(f, kind), (size_t)rows * f->k[kind], 7, 1));
     p->algo = found[0].algo;
     for (int i = 0; i < n && rows <= 256; i++) {
-        if (digest_algo(e, kind, rows, p, &found[i].algo, &digest) != 0 || time_algo(e, kind, p, &found[i].algo, &ms) != 0)
+        if (digest_algo(e, kind, rows, p, &found[i].algo, &digest) != 0 ||
+            time_algo(e, kind, p, &found[i].algo, &ms) != 0)
             return -1;
         first = i == 0 ? digest : first;
         if (digest == first && ms < best) {
@@ -132,7 +141,8 @@ int forward_multiply(engine_t *e, int kind, uint32_t l, uint32_t size)
     struct forward *f = e->fw;
     const product_t *p = &f->product[kind][size];
 
-    TRY_LT(e, multiply_with(f, kind, p, &p->algo, weights_of(e, kind, l), input_of(f, kind), output_of(f, kind)));
+    TRY_LT(e, multiply_with(f, kind, p, &p->algo, weights_of(e, kind, l), input_of(f, kind),
+                            output_of(f, kind)));
     return 0;
 }
 

@@ -28,14 +28,26 @@
 #error "GGUF data is used as it lies in the file, so the host must be little-endian"
 #endif
 
-#define MAX_NESTING 8   /* arrays of arrays; no known file has any */
-#define MIN_KV_BYTES 13 /* key length, type, one byte of value */
+#define MAX_NESTING 8       /* arrays of arrays; no known file has any */
+#define MIN_KV_BYTES 13     /* key length, type, one byte of value */
 #define MIN_TENSOR_BYTES 24 /* name length, n_dims, type, offset */
 #define DEFAULT_ALIGNMENT 32
 #define MAX_ALIGNMENT (1u << 20)
 
 enum value_type {
-    V_U8, V_I8, V_U16, V_I16, V_U32, V_I32, V_F32, V_BOOL, V_STRING, V_ARRAY, V_U64, V_I64, V_F64,
+    V_U8,
+    V_I8,
+    V_U16,
+    V_I16,
+    V_U32,
+    V_I32,
+    V_F32,
+    V_BOOL,
+    V_STRING,
+    V_ARRAY,
+    V_U64,
+    V_I64,
+    V_F64,
     V_COUNT
 };
 
@@ -64,11 +76,11 @@ typedef struct entry {
 struct gguf {
     const unsigned char *base;
     size_t size;
-    int mapped;               /* base is ours to unmap */
-    kv_t *kv;                 /* [n_kv] strictly ascending by key */
+    int mapped; /* base is ours to unmap */
+    kv_t *kv;   /* [n_kv] strictly ascending by key */
     size_t n_kv;
-    entry_t *entry;           /* [n_tensors] in file order */
-    const entry_t **by_name;  /* [n_tensors] strictly ascending by name */
+    entry_t *entry;          /* [n_tensors] in file order */
+    const entry_t **by_name; /* [n_tensors] strictly ascending by name */
     size_t n_tensors;
 };
 
@@ -236,8 +248,8 @@ static int read_kv(parse_t *ps, kv_t *kv)
     const char *s;
     size_t len;
 
-    if (read_string(ps, "a key", &kv->key, &kv->key_len) != 0
-        || read_u32(ps, "a value's type", &kv->type) != 0) {
+    if (read_string(ps, "a key", &kv->key, &kv->key_len) != 0 ||
+        read_u32(ps, "a value's type", &kv->type) != 0) {
         return -1;
     }
     if (kv->type >= V_COUNT) {
@@ -318,10 +330,10 @@ static int size_tensor(parse_t *ps, gguf_tensor_t *t)
         return FAIL(ps, "the tensor \"%s\" has rows of %llu values, no multiple of the %u of %s",
                     name.text, (unsigned long long)t->dims[0], block, gguf_type_name(t->type));
     }
-    if (__builtin_mul_overflow(t->dims[1], t->dims[2], &rows)
-        || __builtin_mul_overflow(rows, t->dims[3], &rows)
-        || __builtin_mul_overflow(rows, t->dims[0], &values)
-        || __builtin_mul_overflow(values / block, block_bytes, &bytes) || bytes > SIZE_MAX) {
+    if (__builtin_mul_overflow(t->dims[1], t->dims[2], &rows) ||
+        __builtin_mul_overflow(rows, t->dims[3], &rows) ||
+        __builtin_mul_overflow(rows, t->dims[0], &values) ||
+        __builtin_mul_overflow(values / block, block_bytes, &bytes) || bytes > SIZE_MAX) {
         return FAIL(ps, "the tensor \"%s\" is too large", name.text);
     }
     t->bytes = (size_t)bytes;
@@ -332,8 +344,8 @@ static int read_tensor(parse_t *ps, entry_t *entry)
 {
     gguf_tensor_t *t = &entry->tensor;
 
-    if (read_string(ps, "a tensor's name", &t->name, &t->name_len) != 0
-        || read_u32(ps, "a tensor's dimensions", &t->n_dims) != 0) {
+    if (read_string(ps, "a tensor's name", &t->name, &t->name_len) != 0 ||
+        read_u32(ps, "a tensor's dimensions", &t->n_dims) != 0) {
         return -1;
     }
     if (t->n_dims > 4) {
@@ -346,8 +358,8 @@ static int read_tensor(parse_t *ps, entry_t *entry)
             return -1;
         }
     }
-    if (read_u32(ps, "a tensor's type", &t->type) != 0
-        || read_u64(ps, "a tensor's offset", &entry->offset) != 0) {
+    if (read_u32(ps, "a tensor's type", &t->type) != 0 ||
+        read_u64(ps, "a tensor's offset", &entry->offset) != 0) {
         return -1;
     }
     return size_tensor(ps, t);
@@ -443,9 +455,8 @@ static int read_alignment(parse_t *ps, const gguf_t *g, uint64_t *alignment_p)
 {
     uint64_t a = DEFAULT_ALIGNMENT;
 
-    if (find_kv(g, "general.alignment")
-        && (gguf_u64(g, "general.alignment", &a) != 0 || a < 8 || a > MAX_ALIGNMENT
-            || (a & (a - 1)) != 0)) {
+    if (find_kv(g, "general.alignment") && (gguf_u64(g, "general.alignment", &a) != 0 || a < 8 ||
+                                            a > MAX_ALIGNMENT || (a & (a - 1)) != 0)) {
         return FAIL(ps, "general.alignment is no power of two from 8 to %u", MAX_ALIGNMENT);
     }
     *alignment_p = a;
@@ -467,12 +478,13 @@ static int read_head(parse_t *ps, uint64_t *n_tensors_p, uint64_t *n_kv_p)
         return -1;
     }
     if (version != 2 && version != 3) {
-        return FAIL(ps, (version & 0xffff) == 0 ? "this GGUF file is big-endian (version %#x)"
-                                                : "GGUF version %u is neither 2 nor 3",
+        return FAIL(ps,
+                    (version & 0xffff) == 0 ? "this GGUF file is big-endian (version %#x)"
+                                            : "GGUF version %u is neither 2 nor 3",
                     version);
     }
-    if (read_u64(ps, "the number of tensors", n_tensors_p) != 0
-        || read_u64(ps, "the number of metadata keys", n_kv_p) != 0) {
+    if (read_u64(ps, "the number of tensors", n_tensors_p) != 0 ||
+        read_u64(ps, "the number of metadata keys", n_kv_p) != 0) {
         return -1;
     }
     return 0;
@@ -482,8 +494,8 @@ static int parse(parse_t *ps, gguf_t *g)
 {
     uint64_t n_tensors = 0, n_kv = 0, alignment = 0;
 
-    if (read_head(ps, &n_tensors, &n_kv) != 0 || read_metadata(ps, g, n_kv) != 0
-        || read_alignment(ps, g, &alignment) != 0 || read_tensors(ps, g, n_tensors) != 0) {
+    if (read_head(ps, &n_tensors, &n_kv) != 0 || read_metadata(ps, g, n_kv) != 0 ||
+        read_alignment(ps, g, &alignment) != 0 || read_tensors(ps, g, n_tensors) != 0) {
         return -1;
     }
     return place_tensors(ps, g, alignment);
@@ -589,8 +601,8 @@ static int match_entry(const void *name_v, const void *entry_v)
 
 const gguf_tensor_t *gguf_tensor(const gguf_t *g, const char *name)
 {
-    const entry_t *const *found = bsearch(name, g->by_name, g->n_tensors, sizeof(*g->by_name),
-                                          match_entry);
+    const entry_t *const *found =
+        bsearch(name, g->by_name, g->n_tensors, sizeof(*g->by_name), match_entry);
 
     return found ? &(*found)->tensor : NULL;
 }
@@ -613,11 +625,11 @@ typedef struct number {
     double f;
 } number_t;
 
-#define LOAD(_type, _p)                                                                            \
-    __extension__({                                                                                \
-        _type v_;                                                                                  \
-        memcpy(&v_, (_p), sizeof(v_));                                                             \
-        v_;                                                                                        \
+#define LOAD(_type, _p)                \
+    __extension__({                    \
+        _type v_;                      \
+        memcpy(&v_, (_p), sizeof(v_)); \
+        v_;                            \
     })
 
 static int load_number(uint32_t type, const unsigned char *p, number_t *num)
@@ -627,17 +639,40 @@ static int load_number(uint32_t type, const unsigned char *p, number_t *num)
     num->kind = NUM_UNSIGNED;
     switch (type) {
     case V_BOOL:
-    case V_U8:  num->u = p[0]; return 0;
-    case V_U16: num->u = LOAD(uint16_t, p); return 0;
-    case V_U32: num->u = LOAD(uint32_t, p); return 0;
-    case V_U64: num->u = LOAD(uint64_t, p); return 0;
-    case V_I8:  i = LOAD(int8_t, p); break;
-    case V_I16: i = LOAD(int16_t, p); break;
-    case V_I32: i = LOAD(int32_t, p); break;
-    case V_I64: i = LOAD(int64_t, p); break;
-    case V_F32: num->f = LOAD(float, p); num->kind = NUM_FLOAT; return 0;
-    case V_F64: num->f = LOAD(double, p); num->kind = NUM_FLOAT; return 0;
-    default:    return -1;
+    case V_U8:
+        num->u = p[0];
+        return 0;
+    case V_U16:
+        num->u = LOAD(uint16_t, p);
+        return 0;
+    case V_U32:
+        num->u = LOAD(uint32_t, p);
+        return 0;
+    case V_U64:
+        num->u = LOAD(uint64_t, p);
+        return 0;
+    case V_I8:
+        i = LOAD(int8_t, p);
+        break;
+    case V_I16:
+        i = LOAD(int16_t, p);
+        break;
+    case V_I32:
+        i = LOAD(int32_t, p);
+        break;
+    case V_I64:
+        i = LOAD(int64_t, p);
+        break;
+    case V_F32:
+        num->f = LOAD(float, p);
+        num->kind = NUM_FLOAT;
+        return 0;
+    case V_F64:
+        num->f = LOAD(double, p);
+        num->kind = NUM_FLOAT;
+        return 0;
+    default:
+        return -1;
     }
     num->kind = i < 0 ? NUM_NEGATIVE : NUM_UNSIGNED;
     num->i = i;
@@ -659,8 +694,8 @@ static int number_u64(const number_t *num, uint64_t *v)
         *v = num->u;
         return 0;
     }
-    if (num->kind == NUM_FLOAT && num->f >= 0 && num->f < 0x1p64
-        && (double)(uint64_t)num->f == num->f) {
+    if (num->kind == NUM_FLOAT && num->f >= 0 && num->f < 0x1p64 &&
+        (double)(uint64_t)num->f == num->f) {
         *v = (uint64_t)num->f;
         return 0;
     }
@@ -673,8 +708,8 @@ static int number_i64(const number_t *num, int64_t *v)
         *v = num->kind == NUM_NEGATIVE ? num->i : (int64_t)num->u;
         return 0;
     }
-    if (num->kind == NUM_FLOAT && num->f >= -0x1p63 && num->f < 0x1p63
-        && (double)(int64_t)num->f == num->f) {
+    if (num->kind == NUM_FLOAT && num->f >= -0x1p63 && num->f < 0x1p63 &&
+        (double)(int64_t)num->f == num->f) {
         *v = (int64_t)num->f;
         return 0;
     }

@@ -23,8 +23,8 @@ typedef struct gguf gguf_t;
 /** Tensor types that gguf_dequantize() reads; the values are the format's. A
  *  file may hold tensors of other known types: they open, with their size. */
 enum gguf_type {
-    GGUF_F32  = 0,
-    GGUF_F16  = 1,
+    GGUF_F32 = 0,
+    GGUF_F16 = 1,
     GGUF_Q4_0 = 2,
     GGUF_Q4_1 = 3,
     GGUF_Q8_0 = 8,

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* A job has a stack of its own, made by makecontext(). From then on it is entered and left by _setjmp() and
- * _longjmp(), which save no signal mask: swapcontext() makes two system calls a switch. The fortified longjmp()
- * takes a jump to another stack for an error, so it is not used here (as in QEMU's coroutines). */
+/* A job has a stack of its own, made by makecontext(). From then on it is entered and left by
+ * _setjmp() and _longjmp(), which save no signal mask: swapcontext() makes two system calls a
+ * switch. The fortified longjmp() takes a jump to another stack for an error, so it is not used
+ * here (as in QEMU's coroutines). */
 #undef _FORTIFY_SOURCE
 #include "jobs.h"
 
@@ -22,14 +23,14 @@ struct job {
     const deft_rows_t *rows; /* what it waits for; NULL: nothing */
     size_t n, k;
     candidate_t *top;
-    int status;              /* of the last request */
+    int status; /* of the last request */
 };
 
 /* A step, from when it is gathered to when its jobs go on. */
 typedef struct flight {
     size_t first, end, n, k; /* of jobs [first, end), those that wait: n rows */
     deft_rows_t *rows;
-    uint32_t *which;         /* the numbers of their last tokens */
+    uint32_t *which; /* the numbers of their last tokens */
     candidate_t *top;
     size_t room, top_room;
     int up;
@@ -41,9 +42,9 @@ typedef struct scheduler {
     void (*fn)(job_t *job, void *arg);
     jmp_buf main;
     job_t *current, *job;
-    size_t n_jobs;           /* places for jobs at a time */
-    flight_t flight[2];      /* one is gathered while the other one runs */
-    size_t next;             /* of them */
+    size_t n_jobs;      /* places for jobs at a time */
+    flight_t flight[2]; /* one is gathered while the other one runs */
+    size_t next;        /* of them */
     int failed;
 } scheduler_t;
 
@@ -65,7 +66,8 @@ int job_compute(job_t *job, const deft_rows_t *rows, size_t n, size_t k, candida
     return job->status;
 }
 
-/* makecontext() passes ints: the job comes through the scheduler that every job of a thread shares. */
+/* makecontext() passes ints: the job comes through the scheduler that every job of a thread
+ * shares. */
 static _Thread_local scheduler_t *starting;
 
 static void enter(void)
@@ -176,7 +178,9 @@ static int gather(const scheduler_t *s, flight_t *f, size_t at)
 /* Send it off. */
 static int launch(scheduler_t *s, flight_t *f)
 {
-    const engine_output_t out = { .which = f->which, .n = f->k > 0 ? f->n : 0, .k = f->k, .top = f->top };
+    const engine_output_t out = {
+        .which = f->which, .n = f->k > 0 ? f->n : 0, .k = f->k, .top = f->top
+    };
 
     if (f->n > 0 && engine_submit(s->e, f->rows, f->n, 0, &out) != 0)
         return -1;
@@ -215,7 +219,8 @@ static void go_round(scheduler_t *s)
 {
     for (size_t at = 0; at < s->n_jobs && !s->failed;) {
         flight_t *f = &s->flight[s->next++ % 2];
-        s->failed = (s->o->interrupted && s->o->interrupted(s->o->arg)) || gather(s, f, at) != 0 || launch(s, f) != 0;
+        s->failed = (s->o->interrupted && s->o->interrupted(s->o->arg)) || gather(s, f, at) != 0 ||
+                    launch(s, f) != 0;
         at = f->end;
         land(s, s->o->halves ? &s->flight[s->next % 2] : f);
     }
@@ -242,8 +247,8 @@ static size_t count_running(const scheduler_t *s)
     return n;
 }
 
-int jobs_run(engine_t *engine, const jobs_options_t *options, void (*fn)(job_t *job, void *arg), void *const *args,
-             size_t n)
+int jobs_run(engine_t *engine, const jobs_options_t *options, void (*fn)(job_t *job, void *arg),
+             void *const *args, size_t n)
 {
     scheduler_t s = { .e = engine, .o = options, .fn = fn };
     size_t next = 0;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Matrix products with weights that stay as compressed as the file has them.
  *
- * A decode step of a small model is bound by reading its weights (few rows) and by arithmetic (many).
- * With AVX512-VNNI or AMX-INT8, Q4 and Q8 blocks are multiplied as the integers that they are
- * (matmul_int.c). Elsewhere, and for other types, blocks are widened to f32 a chunk of k at a time,
- * into a buffer that stays in L1, and used there for every row: x is not rounded then.
+ * A decode step of a small model is bound by reading its weights (few rows) and by arithmetic
+ * (many). With AVX512-VNNI or AMX-INT8, Q4 and Q8 blocks are multiplied as the integers that they
+ * are (matmul_int.c). Elsewhere, and for other types, blocks are widened to f32 a chunk of k at a
+ * time, into a buffer that stays in L1, and used there for every row: x is not rounded then.
  *
  * Why not a BLAS: HACKING has the measurements. They read weights of 16 or 32 bits, and give a row
  * other bits in another batch. */
@@ -182,8 +182,8 @@ static uint16_t times_minus_8(const unsigned char *from)
     return to_f16(-8.0f * widen_f16_c(h)[0]);
 }
 
-static void pack_q4(unsigned char *scales, unsigned char *values, size_t c, const unsigned char *from,
-                    int has_min)
+static void pack_q4(unsigned char *scales, unsigned char *values, size_t c,
+                    const unsigned char *from, int has_min)
 {
     const uint16_t min = times_minus_8(from);
 
@@ -194,7 +194,8 @@ static void pack_q4(unsigned char *scales, unsigned char *values, size_t c, cons
         values[k / 4 * 64 + 4 * c + k % 4] = from[k];
 }
 
-static void pack_q8(unsigned char *scales, unsigned char *values, size_t c, const unsigned char *from)
+static void pack_q8(unsigned char *scales, unsigned char *values, size_t c,
+                    const unsigned char *from)
 {
     memcpy(scales + 2 * c, from, 2);
     for (size_t k = 0; k < BLOCK; k++)
@@ -258,7 +259,8 @@ matrix_t *matrix_create(matmul_t *mm, const gguf_tensor_t *const *tensors, size_
     memset(m->data, 0, bytes);
     for (size_t i = 0; i < n_tensors; i++)
         for (size_t r = 0; r < tensors[i]->dims[1]; r++, at++)
-            if (pack_row(m, tensors[i], r, m->data + at / PANEL * m->panel_bytes, at % PANEL, tmp) != 0)
+            if (pack_row(m, tensors[i], r, m->data + at / PANEL * m->panel_bytes, at % PANEL,
+                         tmp) != 0)
                 goto err;
     free(tmp);
     return m;
@@ -305,8 +307,9 @@ static void convert_rows(void *arg, size_t part)
 
     for (size_t r = part * PART_ROWS; r < a->rows && r < (part + 1) * PART_ROWS; r++) {
         const size_t at = r * a->w->blocks;
-        a->kernels->to_ints(a->x + r * a->w->k, a->w->k,
-                            (ints_t){ a->ints.x + at * 2 * BLOCK, a->ints.scale + at, a->ints.sum + at });
+        a->kernels->to_ints(
+            a->x + r * a->w->k, a->w->k,
+            (ints_t){ a->ints.x + at * 2 * BLOCK, a->ints.scale + at, a->ints.sum + at });
     }
 }
 
@@ -322,9 +325,11 @@ static void product_panels(void *arg, size_t part)
         if (!a->ints.x)
             a->kernels->panel(a->w, p, a->x, a->rows, y + i * ROWS * PANEL);
         else if (i == 0)
-            a->kernels->panels_ints(a->w, p, p + 1 < panels ? 2 : 1, a->ints, a->rows, y, ROWS * PANEL);
+            a->kernels->panels_ints(a->w, p, p + 1 < panels ? 2 : 1, a->ints, a->rows, y,
+                                    ROWS * PANEL);
         for (size_t r = 0; r < a->rows; r++)
-            memcpy(a->y + r * a->ldy + p * PANEL, y + (i * ROWS + r) * PANEL, columns * sizeof(float));
+            memcpy(a->y + r * a->ldy + p * PANEL, y + (i * ROWS + r) * PANEL,
+                   columns * sizeof(float));
     }
 }
 
@@ -333,8 +338,8 @@ void matmul(matmul_t *mm, const matrix_t *w, const float *x, size_t rows, float 
     const size_t parts = (w->n + PANEL * PART_PANELS - 1) / (PANEL * PART_PANELS);
 
     for (size_t r = 0; r < rows; r += ROWS) {
-        product_t a = { w, x + r * w->k, y + r * ldy, rows - r < ROWS ? rows - r : ROWS, ldy,
-                        &mm->kernels, { NULL, NULL, NULL } };
+        product_t a = { w,   x + r * w->k, y + r * ldy,         rows - r < ROWS ? rows - r : ROWS,
+                        ldy, &mm->kernels, { NULL, NULL, NULL } };
         if (mm->kernels.to_ints && w->format != FORMAT_F16) {
             a.ints = mm->ints;
             workers_run(mm->workers, convert_rows, &a, (a.rows + PART_ROWS - 1) / PART_ROWS);

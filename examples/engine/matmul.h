@@ -22,8 +22,8 @@ workers_t *matmul_workers(const matmul_t *mm);
 const char *matmul_kernels(const matmul_t *mm); /* the instruction set in use */
 
 /* Pack the rows of n_tensors matrices of equal width, one below the other, for products by mm.
- * Q4_0, Q4_1 and Q8_0 keep their bits; other types become f16. NULL: no memory or a type that gguf.h
- * does not read. */
+ * Q4_0, Q4_1 and Q8_0 keep their bits; other types become f16. NULL: no memory or a type that
+ * gguf.h does not read. */
 matrix_t *matrix_create(matmul_t *mm, const gguf_tensor_t *const *tensors, size_t n_tensors);
 void matrix_free(matrix_t *w);          /* NULL is accepted */
 size_t matrix_bytes(const matrix_t *w); /* what a product reads of it */
@@ -35,7 +35,8 @@ void matmul(matmul_t *mm, const matrix_t *w, const float *x, size_t rows, float 
 /* out[i] = silu(gate[i]) * up[i], within 2e-7 of libm. n a multiple of 16. */
 void swiglu(const matmul_t *mm, const float *gate, const float *up, float *out, size_t n);
 
-/* x += add (NULL: nothing); out = x / sqrt(mean(x^2) + eps) * w: RMSNorm with the residual's sum. */
+/* x += add (NULL: nothing); out = x / sqrt(mean(x^2) + eps) * w: RMSNorm with the residual's
+ * sum. */
 void add_norm(const matmul_t *mm, float *x, const float *add, const float *w, float eps, float *out,
               size_t n);
 

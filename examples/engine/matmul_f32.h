@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The kernels of matmul.c in f32, which includes this once for each instruction set, with NAME(_x) to
- * tell the instances apart, VL lanes in a vector, and TILE rows of x whose sums fit the registers. GCC
- * lowers vectors to what a function may use before it inlines, so that attributes on wrappers would
- * not do; vectors wider than the machine's it keeps in memory. */
+/* The kernels of matmul.c in f32, which includes this once for each instruction set, with NAME(_x)
+ * to tell the instances apart, VL lanes in a vector, and TILE rows of x whose sums fit the
+ * registers. GCC lowers vectors to what a function may use before it inlines, so that attributes on
+ * wrappers would not do; vectors wider than the machine's it keeps in memory. */
 
 typedef float NAME(vf) __attribute__((vector_size(4 * VL), aligned(4)));
 typedef int32_t NAME(vi) __attribute__((vector_size(4 * VL), aligned(4)));
@@ -28,8 +28,8 @@ static inline NAME(vf) NAME(widen_f16)(const uint16_t *h)
 }
 
 /* A block as w[BLOCK][PANEL]. A lane of 32 bits has four k of its column. */
-static inline void NAME(widen)(format_t format, const unsigned char *scales, const unsigned char *values,
-                               float *w)
+static inline void NAME(widen)(format_t format, const unsigned char *scales,
+                               const unsigned char *values, float *w)
 {
     const uint16_t *h = (const uint16_t *)(const void *)scales;
     const uint16_t *f = (const uint16_t *)(const void *)values;
@@ -51,17 +51,18 @@ static inline void NAME(widen)(format_t format, const unsigned char *scales, con
                     *(NAME(vf) *)(to + 16 * PANEL) =
                         __builtin_convertvector((NAME(vi))(q >> 4 & 15), NAME(vf)) * d + m;
                 } else {
-                    *(NAME(vf) *)to = __builtin_convertvector((NAME(vi))(q & 255), NAME(vf)) * d + m;
+                    *(NAME(vf) *)to = __builtin_convertvector((NAME(vi))(q & 255), NAME(vf)) * d +
+                                      m;
                 }
             }
         }
     }
 }
 
-/* acc[M][PANEL] += x[M][kc] w[kc][PANEL]. Each element is one chain of fused products in order of k:
- * the same bits for every M. */
-static inline __attribute__((always_inline)) void NAME(tile)(const float *w, size_t kc, const float *x,
-                                                             size_t ldx, float *acc, const int M)
+/* acc[M][PANEL] += x[M][kc] w[kc][PANEL]. Each element is one chain of fused products in order of
+ * k: the same bits for every M. */
+static inline __attribute__((always_inline)) void
+NAME(tile)(const float *w, size_t kc, const float *x, size_t ldx, float *acc, const int M)
 {
     NAME(vf) a[TILE * VECTORS];
 
@@ -82,7 +83,8 @@ static inline __attribute__((always_inline)) void NAME(tile)(const float *w, siz
         *(NAME(vf) *)(acc + i * VL) = a[i];
 }
 
-static inline void NAME(tiles)(const float *w, size_t kc, const float *x, size_t ldx, float *acc, size_t rows)
+static inline void NAME(tiles)(const float *w, size_t kc, const float *x, size_t ldx, float *acc,
+                               size_t rows)
 {
     for (; rows >= TILE; rows -= TILE, x += TILE * ldx, acc += TILE * PANEL)
         NAME(tile)(w, kc, x, ldx, acc, TILE);
@@ -106,8 +108,9 @@ static void NAME(panel)(const matrix_t *m, size_t p, const float *x, size_t rows
         const size_t n = m->blocks - b < CHUNK ? m->blocks - b : CHUNK;
         const size_t k = b * BLOCK, kc = m->k - k < n * BLOCK ? m->k - k : n * BLOCK;
         for (size_t i = 0; i < n; i++)
-            NAME(widen)(m->format, panel + (b + i) * scale_bytes[m->format],
-                        panel + m->values + (b + i) * value_bytes[m->format], w + i * BLOCK * PANEL);
+            NAME(widen)
+        (m->format, panel + (b + i) * scale_bytes[m->format],
+         panel + m->values + (b + i) * value_bytes[m->format], w + i * BLOCK * PANEL);
         NAME(tiles)(w, kc, x + k, m->k, y, rows);
     }
 }
@@ -123,7 +126,8 @@ static void NAME(swiglu)(const float *gate, const float *up, float *out, size_t 
 }
 
 /* x += add, unless that is NULL; out = x / rms(x) * w. */
-static void NAME(add_norm)(float *x, const float *add, const float *w, float eps, float *out, size_t n)
+static void NAME(add_norm)(float *x, const float *add, const float *w, float eps, float *out,
+                           size_t n)
 {
     const size_t whole = n / PANEL * PANEL;
     NAME(vf) part[VECTORS] = { 0 };

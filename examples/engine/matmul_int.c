@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* Products of Q4 and Q8 weights with activations as 15-bit integers, by AVX512-VNNI and AMX-INT8.
  *
- * An activation is 128 high + low, both of 8 bits; a block's integer product is exact in 32 bits, so
- * both units, and any number of rows, give the same bits. 8 bits alone are not enough: the logits of
- * SmolLM2-135M (Q4_1) come out 2.5% off and greedy texts change; 12 bits 0.15%, 15 bits 0.024%. */
+ * An activation is 128 high + low, both of 8 bits; a block's integer product is exact in 32 bits,
+ * so both units, and any number of rows, give the same bits. 8 bits alone are not enough: the
+ * logits of SmolLM2-135M (Q4_1) come out 2.5% off and greedy texts change; 12 bits 0.15%, 15 bits
+ * 0.024%. */
 #include "matmul_panel.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -21,8 +22,11 @@ static void to_ints(const float *x, size_t k, ints_t to)
     for (size_t at = 0; at < k; at += BLOCK, to.x += 2 * BLOCK, to.scale++, to.sum++) {
         const size_t left = k - at;
         const __mmask16 m0 = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-        const __mmask16 m1 = left >= 32 ? 0xffff : left <= 16 ? 0 : (__mmask16)((1u << (left - 16)) - 1);
-        const __m512 a = _mm512_maskz_loadu_ps(m0, x + at), b = _mm512_maskz_loadu_ps(m1, x + at + 16);
+        const __mmask16 m1 = left >= 32   ? 0xffff
+                             : left <= 16 ? 0
+                                          : (__mmask16)((1u << (left - 16)) - 1);
+        const __m512 a = _mm512_maskz_loadu_ps(m0, x + at),
+                     b = _mm512_maskz_loadu_ps(m1, x + at + 16);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
         const __m512 by = _mm512_set1_ps(most > 0 ? INTS_MAX / most : 0);
         const __m512i u = _mm512_cvtps_epi32(_mm512_mul_ps(a, by));
@@ -34,8 +38,10 @@ static void to_ints(const float *x, size_t k, ints_t to)
 
         _mm_storeu_si128(p, _mm512_cvtepi32_epi8(uh));
         _mm_storeu_si128(p + 1, _mm512_cvtepi32_epi8(vh));
-        _mm_storeu_si128(p + 2, _mm512_cvtepi32_epi8(_mm512_sub_epi32(u, _mm512_slli_epi32(uh, 7))));
-        _mm_storeu_si128(p + 3, _mm512_cvtepi32_epi8(_mm512_sub_epi32(v, _mm512_slli_epi32(vh, 7))));
+        _mm_storeu_si128(p + 2,
+                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(u, _mm512_slli_epi32(uh, 7))));
+        _mm_storeu_si128(p + 3,
+                         _mm512_cvtepi32_epi8(_mm512_sub_epi32(v, _mm512_slli_epi32(vh, 7))));
         *to.scale = most / INTS_MAX;
         *to.sum = *to.scale * (float)_mm512_reduce_add_epi32(_mm512_add_epi32(u, v));
     }
@@ -47,8 +53,8 @@ static inline __attribute__((always_inline)) __m512 halves(const unsigned char *
 }
 
 /* Group j of a block's values as bytes from 0, four of k in each lane of 32 bits. */
-static inline __attribute__((always_inline)) __m512i group(format_t format, const unsigned char *values,
-                                                           int j)
+static inline __attribute__((always_inline)) __m512i group(format_t format,
+                                                           const unsigned char *values, int j)
 {
     const __m512i v = _mm512_load_si512(values + 64 * (format == FORMAT_Q4 ? j % 4 : j));
 
@@ -58,16 +64,16 @@ static inline __attribute__((always_inline)) __m512i group(format_t format, cons
 }
 
 /* y += what a block adds, from its integer product. */
-static inline __attribute__((always_inline)) __m512 scaled(__m512i dot, __m512 d, __m512 m, float scale,
-                                                           float sum, __m512 y)
+static inline __attribute__((always_inline)) __m512 scaled(__m512i dot, __m512 d, __m512 m,
+                                                           float scale, float sum, __m512 y)
 {
     y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(scale)), d, y);
     return _mm512_fmadd_ps(m, _mm512_set1_ps(sum), y);
 }
 
 /* w = d q + m. */
-static inline __attribute__((always_inline)) void get_scales(format_t format, const unsigned char *p,
-                                                             __m512 *d, __m512 *m)
+static inline __attribute__((always_inline)) void
+get_scales(format_t format, const unsigned char *p, __m512 *d, __m512 *m)
 {
     *d = halves(p);
     *m = format == FORMAT_Q4 ? halves(p + 32) : _mm512_mul_ps(*d, _mm512_set1_ps(-128));
@@ -75,8 +81,9 @@ static inline __attribute__((always_inline)) void get_scales(format_t format, co
 
 /* M rows by N panels. The loads of x bound it, so that they serve two panels where they can. */
 static inline __attribute__((always_inline)) void tile(const format_t format, const matrix_t *w,
-                                                       const unsigned char *panel, ints_t x, float *y,
-                                                       size_t ldp, const int M, const int N)
+                                                       const unsigned char *panel, ints_t x,
+                                                       float *y, size_t ldp, const int M,
+                                                       const int N)
 {
     const size_t stride = w->blocks * 2 * BLOCK / sizeof(int32_t); /* from row to row */
     __m512 acc[12];
@@ -91,7 +98,8 @@ static inline __attribute__((always_inline)) void tile(const format_t format, co
 
         for (size_t i = 0; i < (size_t)N * value_bytes[format]; i += 64) /* four blocks on */
             _mm_prefetch((const char *)values + 4 * value_bytes[format] + i % value_bytes[format] +
-                         i / value_bytes[format] * w->panel_bytes, _MM_HINT_T0);
+                             i / value_bytes[format] * w->panel_bytes,
+                         _MM_HINT_T0);
 #pragma GCC unroll 16
         for (int i = 0; i < M * N; i++)
             dot[i] = _mm512_setzero_si512();
@@ -114,11 +122,13 @@ static inline __attribute__((always_inline)) void tile(const format_t format, co
 #pragma GCC unroll 2
         for (int v = 0; v < N; v++) {
             __m512 d, m;
-            get_scales(format, panel + (size_t)v * w->panel_bytes + b * scale_bytes[format], &d, &m);
+            get_scales(format, panel + (size_t)v * w->panel_bytes + b * scale_bytes[format], &d,
+                       &m);
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++) {
                 const size_t at = (size_t)i * w->blocks + b;
-                acc[i * N + v] = scaled(dot[i * N + v], d, m, x.scale[at], x.sum[at], acc[i * N + v]);
+                acc[i * N + v] =
+                    scaled(dot[i * N + v], d, m, x.scale[at], x.sum[at], acc[i * N + v]);
             }
         }
     }
@@ -129,15 +139,16 @@ static inline __attribute__((always_inline)) void tile(const format_t format, co
             _mm512_storeu_ps(y + (size_t)v * ldp + (size_t)i * PANEL, acc[i * N + v]);
 }
 
-static inline __attribute__((always_inline)) ints_t rows_from(const matrix_t *w, ints_t x, size_t row)
+static inline __attribute__((always_inline)) ints_t rows_from(const matrix_t *w, ints_t x,
+                                                              size_t row)
 {
     return (ints_t){ x.x + row * w->blocks * 2 * BLOCK, x.scale + row * w->blocks,
                      x.sum + row * w->blocks };
 }
 
 /* Ask for the values of a panel, a share of `of` at a time. */
-static inline __attribute__((always_inline)) void ask_for(const unsigned char *panel, const matrix_t *w,
-                                                          size_t share, size_t of)
+static inline __attribute__((always_inline)) void
+ask_for(const unsigned char *panel, const matrix_t *w, size_t share, size_t of)
 {
     const size_t lines = (w->panel_bytes / 64 + of - 1) / of;
 
@@ -147,7 +158,8 @@ static inline __attribute__((always_inline)) void ask_for(const unsigned char *p
 
 static inline __attribute__((always_inline)) void tiles(const format_t format, const matrix_t *w,
                                                         const unsigned char *panel, ints_t x,
-                                                        size_t rows, float *y, size_t ldp, const int N)
+                                                        size_t rows, float *y, size_t ldp,
+                                                        const int N)
 {
     size_t r = 0;
 
@@ -165,7 +177,8 @@ static inline __attribute__((always_inline)) void tiles(const format_t format, c
 }
 
 /* n is 1 or 2; y of the second panel begins ldp later. */
-static void panels_vnni(const matrix_t *w, size_t p, size_t n, ints_t x, size_t rows, float *y, size_t ldp)
+static void panels_vnni(const matrix_t *w, size_t p, size_t n, ints_t x, size_t rows, float *y,
+                        size_t ldp)
 {
     const unsigned char *panel = w->data + p * w->panel_bytes;
 
@@ -192,7 +205,8 @@ static void configure_tiles(void)
         uint8_t palette, start, reserved[14];
         uint16_t bytes[16];
         uint8_t rows[16];
-    } c __attribute__((aligned(64))) = { .palette = 1, .bytes = { 32, 32, 64, 0, 64, 64, 64, 64 },
+    } c __attribute__((aligned(64))) = { .palette = 1,
+                                         .bytes = { 32, 32, 64, 0, 64, 64, 64, 64 },
                                          .rows = { 16, 16, 8, 0, 16, 16, 16, 16 } };
 
     __asm__ volatile("" ::: "memory"); /* gcc 12 drops the stores without it */
@@ -200,29 +214,31 @@ static void configure_tiles(void)
 }
 
 /* The products of a block: high and low, [16][16] each. */
-#define MULTIPLY(_high, _low, _x, _stride, _w, _out)          \
-    do {                                                      \
-        _tile_loadd(0, _x, _stride);                          \
-        _tile_loadd(1, (_x) + BLOCK, _stride);                \
-        _tile_loadd(2, _w, 64);                               \
-        _tile_zero(_high);                                    \
-        _tile_zero(_low);                                     \
-        _tile_dpbsud(_high, 0, 2);                            \
-        _tile_dpbsud(_low, 1, 2);                             \
-        _tile_stored(_high, _out, 64);                        \
-        _tile_stored(_low, (_out) + 256, 64);                 \
+#define MULTIPLY(_high, _low, _x, _stride, _w, _out) \
+    do {                                             \
+        _tile_loadd(0, _x, _stride);                 \
+        _tile_loadd(1, (_x) + BLOCK, _stride);       \
+        _tile_loadd(2, _w, 64);                      \
+        _tile_zero(_high);                           \
+        _tile_zero(_low);                            \
+        _tile_dpbsud(_high, 0, 2);                   \
+        _tile_dpbsud(_low, 1, 2);                    \
+        _tile_stored(_high, _out, 64);               \
+        _tile_stored(_low, (_out) + 256, 64);        \
     } while (0)
 
-static inline __attribute__((always_inline)) void add_block(const format_t format, const matrix_t *w,
-                                                            const int32_t *dots, ints_t x,
-                                                            const unsigned char *scales, __m512 acc[16])
+static inline __attribute__((always_inline)) void add_block(const format_t format,
+                                                            const matrix_t *w, const int32_t *dots,
+                                                            ints_t x, const unsigned char *scales,
+                                                            __m512 acc[16])
 {
     __m512 d, m;
 
     get_scales(format, scales, &d, &m);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
-        const __m512i high = _mm512_load_si512(dots + 16 * i), low = _mm512_load_si512(dots + 256 + 16 * i);
+        const __m512i high = _mm512_load_si512(dots + 16 * i),
+                      low = _mm512_load_si512(dots + 256 + 16 * i);
         const __m512i dot = _mm512_add_epi32(_mm512_slli_epi32(high, 7), low);
         const size_t at = (size_t)i * w->blocks;
         acc[i] = scaled(dot, d, m, x.scale[at], x.sum[at], acc[i]);
@@ -232,7 +248,8 @@ static inline __attribute__((always_inline)) void add_block(const format_t forma
 /* y of 16 rows += n blocks. x and scales begin with the first of them. */
 static inline __attribute__((always_inline)) void tile_amx(const format_t format, const matrix_t *w,
                                                            const unsigned char *scales, ints_t x,
-                                                           const __m512i *unpacked, size_t n, float *y)
+                                                           const __m512i *unpacked, size_t n,
+                                                           float *y)
 {
     int32_t dots[2][512] __attribute__((aligned(64)));
     const size_t stride = w->blocks * 2 * BLOCK;
@@ -259,7 +276,8 @@ static inline __attribute__((always_inline)) void tile_amx(const format_t format
         _mm512_storeu_ps(y + i * PANEL, acc[i]);
 }
 
-static inline __attribute__((always_inline)) void tiles_amx(const format_t format, const matrix_t *w,
+static inline __attribute__((always_inline)) void tiles_amx(const format_t format,
+                                                            const matrix_t *w,
                                                             const unsigned char *panel, ints_t x,
                                                             size_t rows, float *y)
 {
@@ -271,7 +289,8 @@ static inline __attribute__((always_inline)) void tiles_amx(const format_t forma
         const size_t n = w->blocks - b < CHUNK ? w->blocks - b : CHUNK;
         for (size_t i = 0; i < n; i++)
             for (int j = 0; j < 8; j++)
-                unpacked[8 * i + j] = group(format, panel + w->values + (b + i) * value_bytes[format], j);
+                unpacked[8 * i + j] =
+                    group(format, panel + w->values + (b + i) * value_bytes[format], j);
         for (size_t r = 0; r < rows; r += 16) {
             ask_for(panel + 2 * w->panel_bytes, w, r / 16 + b / CHUNK * (rows / 16),
                     rows / 16 * ((w->blocks + CHUNK - 1) / CHUNK));
@@ -283,7 +302,8 @@ static inline __attribute__((always_inline)) void tiles_amx(const format_t forma
 }
 
 /* The rows that do not fill a tile go through the vectors. */
-static void panels_amx(const matrix_t *w, size_t p, size_t n, ints_t x, size_t rows, float *y, size_t ldp)
+static void panels_amx(const matrix_t *w, size_t p, size_t n, ints_t x, size_t rows, float *y,
+                       size_t ldp)
 {
     const size_t whole = rows / 16 * 16;
 
@@ -328,7 +348,13 @@ void matmul_amx(kernels_t *k)
 
 #else
 
-void matmul_vnni(kernels_t *k) { (void)k; }
-void matmul_amx(kernels_t *k) { (void)k; }
+void matmul_vnni(kernels_t *k)
+{
+    (void)k;
+}
+void matmul_amx(kernels_t *k)
+{
+    (void)k;
+}
 
 #endif

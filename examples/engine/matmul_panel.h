@@ -14,8 +14,8 @@ enum { PANEL = 16, BLOCK = 32, ROWS = 256 };
  *
  *   Q4   half d[16], m[16]   4 x 64 bytes: byte 4c+i of group j has k = 4j+i of column c in its low
  *                            half, k = 16+4j+i in its high half; w = d q + m
- *   Q8   half d[16]          8 x 64 bytes: byte 4c+i of group j is k = 4j+i, plus 128; w = d (q - 128)
- *   F16                      32 rows of 16 halves */
+ *   Q8   half d[16]          8 x 64 bytes: byte 4c+i of group j is k = 4j+i, plus 128; w = d (q -
+ *   128) F16                      32 rows of 16 halves */
 typedef enum { FORMAT_Q4, FORMAT_Q8, FORMAT_F16, N_FORMATS } format_t;
 
 static const size_t scale_bytes[N_FORMATS] = { 64, 32, 0 };
@@ -50,8 +50,8 @@ typedef struct kernels {
                         size_t ldp);
 } kernels_t;
 
-/* Fill in to_ints and panels_ints, if this machine has the instructions; AMX after VNNI, whose other
- * functions it takes over. */
+/* Fill in to_ints and panels_ints, if this machine has the instructions; AMX after VNNI, whose
+ * other functions it takes over. */
 void matmul_vnni(kernels_t *k);
 void matmul_amx(kernels_t *k);
 

@@ -62,7 +62,8 @@ const gguf_tensor_t *engine_tensor(engine_t *e, const char *name, uint64_t d0, u
 
 const gguf_tensor_t *engine_head_tensor(engine_t *e)
 {
-    const char *name = gguf_tensor(e->file, "output.weight") ? "output.weight" : "token_embd.weight";
+    const char *name = gguf_tensor(e->file, "output.weight") ? "output.weight"
+                                                             : "token_embd.weight";
 
     return engine_tensor(e, name, e->g.dim, e->g.vocab);
 }
@@ -91,11 +92,11 @@ int engine_layer_norms(engine_t *e, uint32_t l, float **attn_p, float **ffn_p)
 
 int engine_layer_tensors(engine_t *e, uint32_t l, const gguf_tensor_t *t[LAYER_MATRICES])
 {
-    static const char *const names[] = { "attn_q", "attn_k", "attn_v", "attn_output",
+    static const char *const names[] = { "attn_q",   "attn_k", "attn_v",  "attn_output",
                                          "ffn_gate", "ffn_up", "ffn_down" };
     const uint64_t d = e->g.dim, ffn = e->g.ffn, q = (uint64_t)e->g.n_q * e->g.head_dim;
     const uint64_t kv = (uint64_t)e->g.n_kv * e->g.head_dim;
-    const uint64_t shape[LAYER_MATRICES][2] = { { d, q }, { d, kv }, { d, kv }, { q, d },
+    const uint64_t shape[LAYER_MATRICES][2] = { { d, q },   { d, kv },  { d, kv }, { q, d },
                                                 { d, ffn }, { d, ffn }, { ffn, d } };
     char name[64];
 
@@ -147,7 +148,8 @@ static int load_geometry(engine_t *e)
         return FAIL(e, "tensor token_embd.weight is missing or absurd");
     g->vocab = (uint32_t)t->dims[1];
     if (g->vocab != tokenizer_vocab_size(e->tokenizer))
-        return FAIL(e, "%u embeddings for %zu tokens", g->vocab, tokenizer_vocab_size(e->tokenizer));
+        return FAIL(e, "%u embeddings for %zu tokens", g->vocab,
+                    tokenizer_vocab_size(e->tokenizer));
     return 0;
 }
 
@@ -208,7 +210,8 @@ int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
 static int open_device(engine_t *e, const engine_options_t *o)
 {
 #ifdef HAVE_CUDA
-    if (o->device == DEFT_DEVICE_CUDA || (o->device == DEFT_DEVICE_AUTO && o->kv_type != DEFT_F32)) {
+    if (o->device == DEFT_DEVICE_CUDA ||
+        (o->device == DEFT_DEVICE_AUTO && o->kv_type != DEFT_F32)) {
         e->ops = &forward_cuda;
         const int status = e->ops->open(e, o);
         if (status == 0 || o->device == DEFT_DEVICE_CUDA || status != ENGINE_NO_DEVICE)
@@ -225,8 +228,9 @@ static int open_device(engine_t *e, const engine_options_t *o)
     return e->ops->open(e, o);
 }
 
-static int open_any(const char *path, const engine_geometry_t *geometry, const engine_options_t *options,
-                    engine_t **engine_p, char *err, size_t err_size)
+static int open_any(const char *path, const engine_geometry_t *geometry,
+                    const engine_options_t *options, engine_t **engine_p, char *err,
+                    size_t err_size)
 {
     const engine_options_t none = { 0 };
     engine_t *e = calloc(1, sizeof(*e));
@@ -235,8 +239,9 @@ static int open_any(const char *path, const engine_geometry_t *geometry, const e
         return ENGINE_FAIL(err, err_size, "out of memory");
     if (geometry)
         e->g = *geometry;
-    if ((path && (gguf_open(path, &e->file, e->err, sizeof(e->err)) ||
-                  tokenizer_create(e->file, &e->tokenizer, e->err, sizeof(e->err)) || load_geometry(e))) ||
+    if ((path &&
+         (gguf_open(path, &e->file, e->err, sizeof(e->err)) ||
+          tokenizer_create(e->file, &e->tokenizer, e->err, sizeof(e->err)) || load_geometry(e))) ||
         load_rope(e) || open_device(e, options ? options : &none)) {
         (void)snprintf(err, err_size, "%s", e->err);
         engine_close(e);
@@ -289,14 +294,38 @@ const engine_geometry_t *engine_geometry_named(const char *name)
     return NULL;
 }
 
-deft_ctx_t *engine_ctx(const engine_t *e) { return e->ctx; }
-const tokenizer_t *engine_tokenizer(const engine_t *e) { return e->tokenizer; }
-const engine_geometry_t *engine_geometry(const engine_t *e) { return &e->g; }
-uint32_t engine_vocab(const engine_t *e) { return e->g.vocab; }
-uint32_t engine_layers(const engine_t *e) { return e->g.n_layers; }
-size_t engine_weight_bytes(const engine_t *e) { return e->weight_bytes; }
-const engine_times_t *engine_times(const engine_t *e) { return &e->times; }
-const char *engine_error(const engine_t *e) { return e->err; }
+deft_ctx_t *engine_ctx(const engine_t *e)
+{
+    return e->ctx;
+}
+const tokenizer_t *engine_tokenizer(const engine_t *e)
+{
+    return e->tokenizer;
+}
+const engine_geometry_t *engine_geometry(const engine_t *e)
+{
+    return &e->g;
+}
+uint32_t engine_vocab(const engine_t *e)
+{
+    return e->g.vocab;
+}
+uint32_t engine_layers(const engine_t *e)
+{
+    return e->g.n_layers;
+}
+size_t engine_weight_bytes(const engine_t *e)
+{
+    return e->weight_bytes;
+}
+const engine_times_t *engine_times(const engine_t *e)
+{
+    return &e->times;
+}
+const char *engine_error(const engine_t *e)
+{
+    return e->err;
+}
 
 void engine_reset_times(engine_t *e)
 {
@@ -314,7 +343,8 @@ double engine_operations(const engine_t *e)
 /* ---- steps ---- */
 
 /* Begin a step; where its plan is too large for the backend's room, with more of it. */
-static int begin(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t flags, deft_step_t *step_p)
+static int begin(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t flags,
+                 deft_step_t *step_p)
 {
     for (int tries = 0;; tries++) {
         const deft_status_t status = deft_step_begin(e->ctx, rows, n_rows, flags, step_p);
@@ -350,7 +380,8 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
     deft_step_stats_t stats = DEFT_STEP_STATS_INIT;
     engine_times_t *t = &e->times;
     deft_step_t step;
-    double start = engine_now(), planned, counted = t->matmul + t->attention + t->waited + t->captured;
+    double start = engine_now(), planned,
+           counted = t->matmul + t->attention + t->waited + t->captured;
 
     if (begin(e, rows, n_rows, flags, &step) != 0)
         return -1;
@@ -369,7 +400,8 @@ int engine_submit(engine_t *e, const deft_rows_t *rows, size_t n_rows, uint64_t 
         return FAIL(e, "%s", deft_last_error(e->ctx));
     }
     t->plan += planned - start;
-    t->rest += engine_now() - planned - (t->matmul + t->attention + t->waited + t->captured - counted);
+    t->rest += engine_now() - planned -
+               (t->matmul + t->attention + t->waited + t->captured - counted);
     t->steps++;
     t->rows += stats.rows;
     t->kv_unique_bytes += stats.kv_unique_bytes * e->g.n_layers;
@@ -403,7 +435,8 @@ int engine_prepare(engine_t *e, size_t rows, size_t k)
     return e->ops->prepare ? e->ops->prepare(e, rows, k) : 0;
 }
 
-int engine_compute(engine_t *e, deft_tree_t *tree, deft_node_t node, size_t batch, const engine_output_t *out)
+int engine_compute(engine_t *e, deft_tree_t *tree, deft_node_t node, size_t batch,
+                   const engine_output_t *out)
 {
     deft_node_info_t info = DEFT_NODE_INFO_INIT;
 

@@ -27,27 +27,27 @@ const engine_geometry_t *engine_geometry_named(const char *name);
 
 typedef struct engine_options {
     deft_device_t device; /* 0: CUDA where there is a device, else the CPU */
-    uint32_t n_threads;  /* CPU; 0: all processors */
-    size_t pool_tokens;  /* 0: 8192 */
+    uint32_t n_threads;   /* CPU; 0: all processors */
+    size_t pool_tokens;   /* 0: 8192 */
     deft_dtype_t kv_type; /* 0: f16. CUDA: also the type of weights and activations */
     deft_split_t split;
-    size_t max_rows;     /* CUDA: rows of a step, and of a batch of the prompt, at most; 0: 512 */
-    size_t max_outputs;  /* CUDA: rows of which something is wanted, at most; 0: 128 */
-    size_t max_nodes;    /* CUDA: nodes above the rows of a step, about; 0: 4096 */
-    uint64_t seed;       /* of engine_open_random() */
+    size_t max_rows;    /* CUDA: rows of a step, and of a batch of the prompt, at most; 0: 512 */
+    size_t max_outputs; /* CUDA: rows of which something is wanted, at most; 0: 128 */
+    size_t max_nodes;   /* CUDA: nodes above the rows of a step, about; 0: 4096 */
+    uint64_t seed;      /* of engine_open_random() */
 } engine_options_t;
 
 /* Seconds since engine_reset_times(). Of a step in flight nothing is counted. */
 typedef struct engine_times {
     double plan;
-    double matmul, attention;       /* CPU */
-    double rest;                    /* of a step; CUDA: launches */
-    double waited;                  /* CUDA: by the caller, for the device */
-    double captured;                /* CUDA: choosing products and capturing graphs, at the first step of a size */
-    double device;                  /* CUDA: from the start of a step to its end, on the device */
-    double gap;                     /* CUDA: from the end of a step to the start of the next */
+    double matmul, attention; /* CPU */
+    double rest;              /* of a step; CUDA: launches */
+    double waited;            /* CUDA: by the caller, for the device */
+    double captured; /* CUDA: choosing products and capturing graphs, at the first step of a size */
+    double device;   /* CUDA: from the start of a step to its end, on the device */
+    double gap;      /* CUDA: from the end of a step to the start of the next */
     uint64_t steps, rows;
-    uint64_t done;                  /* steps that `device` counts */
+    uint64_t done;                                             /* steps that `device` counts */
     uint64_t kv_unique_bytes, kv_logical_bytes, unfused_bytes; /* all layers, over the steps */
 } engine_times_t;
 
@@ -68,7 +68,7 @@ const engine_geometry_t *engine_geometry(const engine_t *engine);
 uint32_t engine_vocab(const engine_t *engine);
 uint32_t engine_layers(const engine_t *engine);
 size_t engine_weight_bytes(const engine_t *engine); /* read by a step, without the embedding */
-double engine_operations(const engine_t *engine);    /* of the products, for one row with logits */
+double engine_operations(const engine_t *engine);   /* of the products, for one row with logits */
 const engine_times_t *engine_times(const engine_t *engine);
 void engine_reset_times(engine_t *engine);
 const char *engine_error(const engine_t *engine); /* of the last call that returned -1 */
@@ -101,14 +101,17 @@ int engine_submit(engine_t *engine, const deft_rows_t *rows, size_t n_rows, uint
 int engine_wait(engine_t *engine);
 int engine_collect(engine_t *engine); /* the oldest step under way: 1, 0 if there is none, or -1 */
 
-/* CUDA: choose the products and capture the graphs of steps of 1 to `rows` rows whose k best candidates
- * are wanted, and of batches of a prompt (of none of their rows, or of the last), so that such a step
- * allocates nothing and none takes longer than the next. Needs a free slot of the pool. 0, or -1. */
+/* CUDA: choose the products and capture the graphs of steps of 1 to `rows` rows whose k best
+ * candidates are wanted, and of batches of a prompt (of none of their rows, or of the last), so
+ * that such a step allocates nothing and none takes longer than the next. Needs a free slot of the
+ * pool. 0, or -1. */
 int engine_prepare(engine_t *engine, size_t rows, size_t k);
 
-/* Compute what is not computed yet of a node's tokens, in batches of `batch` rows (0: 256, on CUDA max_rows).
- * out: of the last row (n 1, which NULL), or NULL. 0, or -1 (what was not reached stays uncomputed). */
-int engine_compute(engine_t *engine, deft_tree_t *tree, deft_node_t node, size_t batch, const engine_output_t *out);
+/* Compute what is not computed yet of a node's tokens, in batches of `batch` rows (0: 256, on CUDA
+ * max_rows). out: of the last row (n 1, which NULL), or NULL. 0, or -1 (what was not reached stays
+ * uncomputed). */
+int engine_compute(engine_t *engine, deft_tree_t *tree, deft_node_t node, size_t batch,
+                   const engine_output_t *out);
 
 /* Append n tokens to a node and compute them. 0, or -1 (the node is as it was; n 0 is refused). */
 int engine_prefill(engine_t *engine, deft_tree_t *tree, deft_node_t node, const int32_t *tokens,
@@ -127,12 +130,13 @@ void engine_skip_gap(engine_t *engine); /* what ran in the stream since the last
 
 /* Another attention in place of deft_step_attend(), to compare with. K and V are in the pool. */
 typedef struct engine_attention {
-    /* Before each pass: uploads, if any. The value names the launches that attend() will make: a pass
-     * that was captured under a name is replayed under it. */
+    /* Before each pass: uploads, if any. The value names the launches that attend() will make: a
+     * pass that was captured under a name is replayed under it. */
     uint64_t (*begin)(void *arg, deft_step_t step);
     int (*attend)(void *arg, uint32_t layer, const void *q, void *o); /* 0, or -1 */
     void *arg;
 } engine_attention_t;
-void engine_set_attention(engine_t *engine, const engine_attention_t *attention); /* NULL: libdeft's */
+void engine_set_attention(engine_t *engine,
+                          const engine_attention_t *attention); /* NULL: libdeft's */
 
 #endif

@@ -91,7 +91,8 @@ size_t sampler_top(const float *logits, size_t n, size_t k, candidate_t *out)
     const double sum = log_sum(logits, n);
     for (size_t begin = 0; begin < n; begin += BLOCK) {
         const size_t end = n - begin < BLOCK ? n : begin + BLOCK;
-        if (have == k && !(largest(logits + begin, end - begin) > out[k - 1].logprob)) /* ids only grow */
+        if (have == k &&
+            !(largest(logits + begin, end - begin) > out[k - 1].logprob)) /* ids only grow */
             continue;
         for (size_t i = begin; i < end; i++) {
             const candidate_t c = { (int32_t)i, isnan(logits[i]) ? -INFINITY : logits[i] };

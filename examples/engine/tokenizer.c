@@ -35,11 +35,11 @@ struct tokenizer {
     size_t n_vocab;
     spelling_t text;
     spelling_t bytes;
-    uint8_t *flags;      /* [n_vocab] enum token_flag */
-    uint32_t *slot;      /* [slot_mask + 1] open addressing by text; NONE: free */
+    uint8_t *flags; /* [n_vocab] enum token_flag */
+    uint32_t *slot; /* [slot_mask + 1] open addressing by text; NONE: free */
     size_t slot_mask;
     uint32_t byte_id[256];
-    uint32_t *special;   /* [n_special] by first byte, then longest first */
+    uint32_t *special; /* [n_special] by first byte, then longest first */
     size_t n_special;
     size_t first_special[257]; /* by first byte b: [first_special[b], first_special[b + 1]) */
     pretok_t *pre;
@@ -60,10 +60,10 @@ static int is_printable(unsigned b)
 /* Printable bytes are the character of that number, the others follow from U+0100 in order. */
 static unsigned char_of_byte(unsigned b)
 {
-    return is_printable(b)  ? b
-           : b <= 0x20      ? 0x100 + b
-           : b <= 0xa0      ? 0x121 + (b - 0x7f)
-                            : ALPHABET_END - 1;
+    return is_printable(b) ? b
+           : b <= 0x20     ? 0x100 + b
+           : b <= 0xa0     ? 0x121 + (b - 0x7f)
+                           : ALPHABET_END - 1;
 }
 
 static void fill_alphabet(int16_t byte_of[ALPHABET_END])
@@ -172,8 +172,8 @@ static int load_texts(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_s
     size_t total = 0, n;
     const char *s;
 
-    if (gguf_array_len(g, "tokenizer.ggml.tokens", &n_vocab) != 0 || n_vocab == 0
-        || n_vocab > INT32_MAX || gguf_array_str(g, "tokenizer.ggml.tokens", 0, &s, &n) != 0) {
+    if (gguf_array_len(g, "tokenizer.ggml.tokens", &n_vocab) != 0 || n_vocab == 0 ||
+        n_vocab > INT32_MAX || gguf_array_str(g, "tokenizer.ggml.tokens", 0, &s, &n) != 0) {
         return ENGINE_FAIL(err, err_size, "the model has no tokenizer.ggml.tokens");
     }
     tok->n_vocab = (size_t)n_vocab;
@@ -302,7 +302,8 @@ static int add_merge(tokenizer_t *tok, const char *s, size_t n, uint32_t rank, c
     right = vocab_find(tok, space + 1, n - left_n - 1);
     id = vocab_find(tok, joined, n - 1);
     if (left == NONE || right == NONE || id == NONE) {
-        return ENGINE_FAIL(err, err_size, "merge %u names a token that is not in the vocabulary", rank);
+        return ENGINE_FAIL(err, err_size, "merge %u names a token that is not in the vocabulary",
+                           rank);
     }
     if (bpe_add(tok->bpe, left, right, rank, id) != 0) {
         return ENGINE_FAIL(err, err_size, "the merges do not fit their hash table");
@@ -423,10 +424,10 @@ static int load_ends(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_si
                                         "<end_of_turn>", "<EOT>",         "</s>" };
     int32_t eot, eom;
 
-    if (load_id(tok, g, "tokenizer.ggml.bos_token_id", &tok->bos, err, err_size) != 0
-        || load_id(tok, g, "tokenizer.ggml.eos_token_id", &tok->eos, err, err_size) != 0
-        || load_id(tok, g, "tokenizer.ggml.eot_token_id", &eot, err, err_size) != 0
-        || load_id(tok, g, "tokenizer.ggml.eom_token_id", &eom, err, err_size) != 0) {
+    if (load_id(tok, g, "tokenizer.ggml.bos_token_id", &tok->bos, err, err_size) != 0 ||
+        load_id(tok, g, "tokenizer.ggml.eos_token_id", &tok->eos, err, err_size) != 0 ||
+        load_id(tok, g, "tokenizer.ggml.eot_token_id", &eot, err, err_size) != 0 ||
+        load_id(tok, g, "tokenizer.ggml.eom_token_id", &eom, err, err_size) != 0) {
         return -1;
     }
     for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++) {
@@ -452,8 +453,8 @@ static void load_chatml(tokenizer_t *tok, const gguf_t *g)
     const char *s;
     size_t n;
 
-    tok->chatml = special_find(tok, start, strlen(start)) != NONE
-                  && special_find(tok, end, strlen(end)) != NONE;
+    tok->chatml = special_find(tok, start, strlen(start)) != NONE &&
+                  special_find(tok, end, strlen(end)) != NONE;
     if (tok->chatml && gguf_str(g, "tokenizer.chat_template", &s, &n) == 0) {
         tok->chatml = 0;
         for (size_t i = 0; i + strlen(start) <= n && !tok->chatml; i++) {
@@ -470,11 +471,13 @@ static int load_pre(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_siz
     size_t n;
 
     if (gguf_str(g, "tokenizer.ggml.model", &s, &n) != 0 || n != 4 || memcmp(s, "gpt2", 4) != 0) {
-        return ENGINE_FAIL(err, err_size, "the tokenizer is not byte-level BPE "
+        return ENGINE_FAIL(err, err_size,
+                           "the tokenizer is not byte-level BPE "
                            "(tokenizer.ggml.model is not \"gpt2\")");
     }
     if (gguf_str(g, "tokenizer.ggml.pre", &s, &n) != 0) {
-        return ENGINE_FAIL(err, err_size, "the model does not name its pre-tokenizer "
+        return ENGINE_FAIL(err, err_size,
+                           "the model does not name its pre-tokenizer "
                            "(tokenizer.ggml.pre)");
     }
     return pretok_create(s, n, &tok->pre, err, err_size);
@@ -482,10 +485,10 @@ static int load_pre(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_siz
 
 static int load_all(tokenizer_t *tok, const gguf_t *g, char *err, size_t err_size)
 {
-    if (load_pre(tok, g, err, err_size) != 0 || load_texts(tok, g, err, err_size) != 0
-        || build_slots(tok, err, err_size) != 0 || load_flags(tok, g, err, err_size) != 0
-        || build_bytes(tok, err, err_size) != 0 || load_merges(tok, g, err, err_size) != 0
-        || build_specials(tok, err, err_size) != 0 || load_ends(tok, g, err, err_size) != 0) {
+    if (load_pre(tok, g, err, err_size) != 0 || load_texts(tok, g, err, err_size) != 0 ||
+        build_slots(tok, err, err_size) != 0 || load_flags(tok, g, err, err_size) != 0 ||
+        build_bytes(tok, err, err_size) != 0 || load_merges(tok, g, err, err_size) != 0 ||
+        build_specials(tok, err, err_size) != 0 || load_ends(tok, g, err, err_size) != 0) {
         return -1;
     }
     tok->add_bos = pretok_add_bos(tok->pre);
@@ -634,8 +637,8 @@ static int encode_all(encoding_t *enc, const char *text, size_t n, int parse_spe
             pos++;
             continue;
         }
-        if (pretok_split(tok->pre, text + begin, pos - begin, encode_word, enc) != 0
-            || reserve_ids(enc, 1) != 0) {
+        if (pretok_split(tok->pre, text + begin, pos - begin, encode_word, enc) != 0 ||
+            reserve_ids(enc, 1) != 0) {
             return -1;
         }
         enc->ids[enc->n++] = id;
@@ -675,8 +678,8 @@ size_t tokenizer_decode(const tokenizer_t *tok, const int32_t *ids, size_t n, in
     for (size_t i = 0; i < n; i++) {
         const char *s;
 
-        if (ids[i] < 0 || (size_t)ids[i] >= tok->n_vocab
-            || ((tok->flags[ids[i]] & FLAG_HIDDEN) && !show_special)) {
+        if (ids[i] < 0 || (size_t)ids[i] >= tok->n_vocab ||
+            ((tok->flags[ids[i]] & FLAG_HIDDEN) && !show_special)) {
             continue;
         }
         s = spelling_of(&tok->bytes, (size_t)ids[i], &len);

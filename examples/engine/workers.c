@@ -121,8 +121,7 @@ void workers_free(workers_t *p)
     free(p);
 }
 
-void workers_run(workers_t *p, void (*fn)(void *arg, size_t part), void *arg,
-                     size_t n_parts)
+void workers_run(workers_t *p, void (*fn)(void *arg, size_t part), void *arg, size_t n_parts)
 {
     p->fn = fn;
     p->arg = arg;

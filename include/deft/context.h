@@ -65,14 +65,15 @@ typedef enum deft_isa_t {
 /** How much a line of the log matters. */
 typedef enum deft_log_level_t {
     DEFT_LOG_DEFAULT = 0, /**< as a limit: WARN */
-    DEFT_LOG_ERROR = 1, /**< a call failed for a reason that a correct program does not meet */
-    DEFT_LOG_WARN = 2,  /**< the library goes on, but not as was asked for */
-    DEFT_LOG_INFO = 3,  /**< once a context: what was chosen */
-    DEFT_LOG_DEBUG = 4  /**< results that a program handles: a full pool, a stale handle, nothing to
+    DEFT_LOG_ERROR = 1,   /**< a call failed for a reason that a correct program does not meet */
+    DEFT_LOG_WARN = 2,    /**< the library goes on, but not as was asked for */
+    DEFT_LOG_INFO = 3,    /**< once a context: what was chosen */
+    DEFT_LOG_DEBUG = 4 /**< results that a program handles: a full pool, a stale handle, nothing to
                              compute, a cancelled step */
 } deft_log_level_t;
 
-/** Takes one line of text without a newline. Called only from the thread that called the library. */
+/** Takes one line of text without a newline. Called only from the thread that called the
+ *  library. */
 typedef void (*deft_log_fn)(void *arg, deft_log_level_t level, const char *text);
 
 /** Host memory for everything but the stack. Where alloc or free is NULL, mimalloc serves.
@@ -127,64 +128,64 @@ typedef struct deft_config_t {
                                   default there */
     size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers;
                                   CUDA: or DEFT_POOL_FREE */
-    uint32_t n_threads;      /**< CPU: 1 is the caller alone; default: the processors we may run on */
+    uint32_t n_threads;      /**< CPU: 1 is the caller alone; default: the processors we have */
     deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST */
     deft_split_t split;      /**< default: AUTO */
     uint32_t chunk_tokens;   /**< NODE_CHUNK, FLATTEN: tokens a chunk; default 512 */
     float scale;             /**< factor on q.k; default 1/sqrt(head_dim) */
     float softcap;           /**< c > 0: scores become c*tanh(score/c); default none */
-    uint32_t window;         /**< w > 0: a row sees the last w tokens of its path, itself included */
-    const uint32_t *windows; /**< [n_layers], a window a layer (0: none) in place of `window`; copied */
+    uint32_t window;         /**< w > 0: a row sees the last w tokens of its path, itself too */
+    const uint32_t *windows; /**< [n_layers], in place of `window`, 0: none; copied */
     const float *sinks;      /**< [n_q_heads], a logit a head that joins the softmax; copied */
     deft_log_fn log;         /**< default: silent */
     void *log_arg;
     deft_log_level_t log_level; /**< the last level that `log` gets; default: WARN */
     deft_allocator_t allocator; /**< default: mimalloc */
     deft_node_hooks_t hooks;    /**< default: none, user pointers are the caller's own */
-    int32_t device_index;    /**< CUDA: ordinal of the device */
-    size_t pool_spare;       /**< CUDA, DEFT_POOL_FREE: bytes of free memory to leave to others */
+    int32_t device_index;       /**< CUDA: ordinal of the device */
+    size_t pool_spare; /**< CUDA, DEFT_POOL_FREE: bytes of free memory to leave to others */
 } deft_config_t;
 
 /** pool_tokens on CUDA: as many as the device's free memory holds, less pool_spare. */
 #define DEFT_POOL_FREE SIZE_MAX
 
-#define DEFT_CONFIG_INIT                                                                        \
-    {                                                                                           \
-        sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,             \
-        DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL, NULL, \
-        NULL, NULL, DEFT_LOG_DEFAULT, { NULL, NULL, NULL }, { NULL, NULL, NULL }, 0, 0             \
+#define DEFT_CONFIG_INIT                                                                         \
+    {                                                                                            \
+        sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,              \
+            DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL,    \
+            NULL, NULL, NULL, DEFT_LOG_DEFAULT, { NULL, NULL, NULL }, { NULL, NULL, NULL }, 0, 0 \
     }
 
 /** What a context turned out to be, and how full it is. */
 typedef struct deft_info_t {
-    size_t struct_size;       /**< in: sizeof(deft_info_t) */
-    deft_device_t device;     /**< CPU or CUDA */
-    deft_isa_t isa;           /**< of the CPU device */
-    const char *backend;      /**< "scalar", "avx2", ..., "cuda sm_90a"; lives as long as the context */
-    uint32_t n_threads;       /**< CUDA: multiprocessors */
+    size_t struct_size;   /**< in: sizeof(deft_info_t) */
+    deft_device_t device; /**< CPU or CUDA */
+    deft_isa_t isa;       /**< of the CPU device */
+    const char *backend;  /**< "scalar", "avx2", "cuda sm_90a", ...; as long as the context */
+    uint32_t n_threads;   /**< CUDA: multiprocessors */
     deft_dtype_t kv_type;
-    deft_dtype_t act_type;    /**< type of q, k, v and o */
-    int32_t device_index;     /**< CUDA: ordinal of the device */
-    size_t token_bytes;       /**< bytes of one slot: K and V of all layers */
-    size_t pool_tokens;       /**< slots in all */
-    size_t live_tokens;       /**< slots that nodes own, a shared one counted once */
+    deft_dtype_t act_type; /**< type of q, k, v and o */
+    int32_t device_index;  /**< CUDA: ordinal of the device */
+    size_t token_bytes;    /**< bytes of one slot: K and V of all layers */
+    size_t pool_tokens;    /**< slots in all */
+    size_t live_tokens;    /**< slots that nodes own, a shared one counted once */
     size_t n_trees;
     size_t n_nodes;
 } deft_info_t;
 
-#define DEFT_INFO_INIT                                                                   \
-    {                                                                                    \
-        sizeof(deft_info_t), DEFT_DEVICE_AUTO, DEFT_ISA_BEST, NULL, 0,                   \
-        DEFT_DTYPE_DEFAULT, DEFT_DTYPE_DEFAULT, 0, 0, 0, 0, 0, 0                         \
+#define DEFT_INFO_INIT                                                                     \
+    {                                                                                      \
+        sizeof(deft_info_t), DEFT_DEVICE_AUTO, DEFT_ISA_BEST, NULL, 0, DEFT_DTYPE_DEFAULT, \
+            DEFT_DTYPE_DEFAULT, 0, 0, 0, 0, 0, 0                                           \
     }
 
 /** Make a context. Allocates the pool and everything else that does not depend on the trees.
  *  @param[in]  config  copied, with the arrays it points to.
  *  @param[out] ctx_p   the context, owned by the caller (deft_ctx_destroy()); set only on success.
  *  @return DEFT_OK; DEFT_ERR_INVAL (missing or absurd value, unknown flag, non-zero unknown tail);
- *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on CUDA the text
- *  says how many tokens would fit); DEFT_ERR_DEVICE. On error the log callback gets the reason and
- *  nothing stays behind.
+ *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on CUDA the
+ *  text says how many tokens would fit); DEFT_ERR_DEVICE. On error the log callback gets the reason
+ *  and nothing stays behind.
  *  Threads: any. Contexts are independent; one context serves one thread at a time.
  *  Cost: O(pool), the arena is touched lazily. */
 DEFT_API deft_status_t deft_ctx_create(const deft_config_t *config, deft_ctx_t **ctx_p);
@@ -197,16 +198,18 @@ DEFT_API void deft_ctx_destroy(deft_ctx_t *ctx);
 DEFT_API deft_status_t deft_ctx_info(const deft_ctx_t *ctx, deft_info_t *info);
 
 /** Set the split of the steps to come.
- *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY: unchanged. Cost: the next plan is made afresh. */
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY: unchanged. Cost: the next plan is made
+ *  afresh. */
 DEFT_API deft_status_t deft_ctx_set_split(deft_ctx_t *ctx, deft_split_t split);
 
 /** The tree that a node belongs to; NULL for a stale handle. Cost: O(1). */
 DEFT_API deft_tree_t *deft_ctx_tree(const deft_ctx_t *ctx, deft_node_t node);
 
 /** Give back host memory that is not needed now: chunks of nodes of which none lives, and what
- *  steps have grown to on the host. It is allocated again when it is needed. Handles stay valid, removed ones
- *  stay stale. Neither the KV arena nor device memory changes.
- *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY: unchanged. Cost: O(nodes that there ever were). */
+ *  steps have grown to on the host. It is allocated again when it is needed. Handles stay valid,
+ *  removed ones stay stale. Neither the KV arena nor device memory changes.
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY: unchanged. Cost: O(nodes that there ever
+ *  were). */
 DEFT_API deft_status_t deft_ctx_trim(deft_ctx_t *ctx);
 
 /** The reason of the last call on this context that failed: one line, never NULL, empty when none

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/** @file deft/status.h  Status codes: one list makes the enum, the texts and the man page's table. */
+/** @file deft/status.h  Status codes: one list makes the enum, the texts and the man page's
+ *  table. */
 #ifndef DEFT_STATUS_H
 #define DEFT_STATUS_H
 
@@ -13,22 +14,22 @@ DEFT_BEGIN_DECLS
  *  device failed; the context is lost, calls on it return the same code, and deft_ctx_destroy()
  *  still frees the host side. -60: an invariant of the library is broken (deft_tree_check()): a
  *  bug, please report it. */
-#define DEFT_STATUS_MAP(XX)                                                        \
-    XX(OK, 0, "success")                                                           \
-    XX(ERR_INVAL, -1, "invalid argument")                                          \
-    XX(ERR_STALE, -2, "what the handle named no longer exists")                    \
-    XX(ERR_FOREIGN, -3, "the node belongs to another tree")                        \
-    XX(ERR_STATE, -4, "not allowed in the present state")                          \
-    XX(ERR_BUSY, -5, "a step is open on this context")                             \
-    XX(ERR_UNSUPPORTED, -6, "not supported by this build or device")               \
-    XX(ERR_EMPTY, -7, "there is nothing to compute")                               \
+#define DEFT_STATUS_MAP(XX)                                                           \
+    XX(OK, 0, "success")                                                              \
+    XX(ERR_INVAL, -1, "invalid argument")                                             \
+    XX(ERR_STALE, -2, "what the handle named no longer exists")                       \
+    XX(ERR_FOREIGN, -3, "the node belongs to another tree")                           \
+    XX(ERR_STATE, -4, "not allowed in the present state")                             \
+    XX(ERR_BUSY, -5, "a step is open on this context")                                \
+    XX(ERR_UNSUPPORTED, -6, "not supported by this build or device")                  \
+    XX(ERR_EMPTY, -7, "there is nothing to compute")                                  \
     XX(ERR_UNCOMPUTED, -8, "a token of the path is neither computed nor in the step") \
-    XX(ERR_NOMEM, -20, "out of host memory")                                       \
-    XX(ERR_NOSPACE, -21, "the KV pool is full")                                    \
-    XX(ERR_LIMIT, -22, "a limit of the library is reached")                        \
-    XX(ERR_CANCELLED, -23, "the step was cancelled")                               \
-    XX(ERR_NODEVICE, -40, "no usable device")                                      \
-    XX(ERR_DEVICE, -41, "the device failed, the context is lost")                  \
+    XX(ERR_NOMEM, -20, "out of host memory")                                          \
+    XX(ERR_NOSPACE, -21, "the KV pool is full")                                       \
+    XX(ERR_LIMIT, -22, "a limit of the library is reached")                           \
+    XX(ERR_CANCELLED, -23, "the step was cancelled")                                  \
+    XX(ERR_NODEVICE, -40, "no usable device")                                         \
+    XX(ERR_DEVICE, -41, "the device failed, the context is lost")                     \
     XX(ERR_CORRUPT, -60, "an internal invariant does not hold")
 
 typedef enum deft_status_t {

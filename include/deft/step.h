@@ -12,8 +12,8 @@
  *  trees, are the same to a step.
  *  On CUDA q, k, v and o are device memory, aligned to 16 bytes, and write and attend return when
  *  the work is in the stream (deft/cuda.h); the rest is host work at once.
- *  Threads: the thread that has the context, but for deft_step_cancel(); the CPU device runs its own
- *  threads beneath. */
+ *  Threads: the thread that has the context, but for deft_step_cancel(); the CPU device runs its
+ *  own threads beneath. */
 #ifndef DEFT_STEP_H
 #define DEFT_STEP_H
 
@@ -35,33 +35,37 @@ typedef struct deft_step_t {
 } deft_step_t;
 
 /** No step: refused with DEFT_ERR_INVAL. */
-#define DEFT_STEP_INIT { NULL, 0 }
+#define DEFT_STEP_INIT \
+    {                  \
+        NULL, 0        \
+    }
 
 /** Compute the next @p n tokens of a node that are not yet computed. */
 typedef struct deft_rows_t {
     deft_tree_t *tree;
     deft_node_t node;
-    size_t n;         /**< 0: all that are not yet computed; more than there are: DEFT_ERR_STATE */
+    size_t n; /**< 0: all that are not yet computed; more than there are: DEFT_ERR_STATE */
 } deft_rows_t;
 
 /** A row's output bits depend on its own path alone (its nodes, their lengths and their KV), not on
  *  the other rows, branches and trees of the step or of the context, nor on where the pool keeps
- *  the KV (on CUDA, while 64 tokens of a node in a row lie in at most 32 runs). Costs speed on trees of
- *  many short nodes: each node is a group of its own. */
+ *  the KV (on CUDA, while 64 tokens of a node in a row lie in at most 32 runs). Costs speed on
+ *  trees of many short nodes: each node is a group of its own. */
 #define DEFT_STEP_INVARIANT UINT64_C(1)
 
 /** Open a step and plan it.
- *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most once.
+ *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most
+ *  once.
  *                    NULL with n_rows 0: every token of every tree that is not yet computed, nodes
  *                    in the order in which they were first appended to since they were computed.
  *  @param[in] flags  0 or DEFT_STEP_INVARIANT.
  *  @param[out] step_p  ends with deft_step_end() or deft_step_abandon().
  *  @return DEFT_OK; DEFT_ERR_INVAL (a node twice, unknown flag, a tree of another context);
  *  DEFT_ERR_STATE (more rows than a node has uncomputed tokens); DEFT_ERR_EMPTY (nothing to
- *  compute, in all or for a node of the list); DEFT_ERR_UNCOMPUTED (a token above a row is neither computed nor part of the step);
- *  DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT; on CUDA also
- *  DEFT_ERR_STATE (the stream is being captured), DEFT_ERR_LIMIT (captured graphs cannot take the
- *  plan: deft/cuda.h) and DEFT_ERR_DEVICE.
+ *  compute, in all or for a node of the list); DEFT_ERR_UNCOMPUTED (a token above a row is neither
+ *  computed nor part of the step); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY; DEFT_ERR_NOMEM;
+ *  DEFT_ERR_LIMIT; on CUDA also DEFT_ERR_STATE (the stream is being captured), DEFT_ERR_LIMIT
+ *  (captured graphs cannot take the plan: deft/cuda.h) and DEFT_ERR_DEVICE.
  *  Cost: O(rows + nodes above them + groups); where leaves only grew by one since the last step,
  *  O(rows). No allocation once warm. */
 DEFT_API deft_status_t deft_step_begin(deft_ctx_t *ctx, const deft_rows_t *rows, size_t n_rows,
@@ -108,8 +112,9 @@ DEFT_API void deft_step_abandon(deft_step_t step);
 
 /** Stop the step, from any thread: an attend that is running on the CPU returns
  *  DEFT_ERR_CANCELLED within a group's time, and every later write, attend and end returns it at
- *  once. On CUDA, what is in the stream runs out. The step stays open: the thread that has the context abandons it. A
- *  step that is not open any more is accepted: nothing happens. The context must exist.
+ *  once. On CUDA, what is in the stream runs out. The step stays open: the thread that has the
+ *  context abandons it. A step that is not open any more is accepted: nothing happens. The context
+ *  must exist.
  *  Threads: any. Cost: O(1). */
 DEFT_API void deft_step_cancel(deft_step_t step);
 
@@ -122,19 +127,19 @@ typedef enum deft_planned_t {
 
 /** What a step's plan moves, for one layer. All bytes are of the KV type. */
 typedef struct deft_step_stats_t {
-    size_t struct_size;       /**< in: sizeof(deft_step_stats_t) */
-    deft_split_t split;       /**< the split that made the plan; NODE_CHUNK for an invariant step */
+    size_t struct_size; /**< in: sizeof(deft_step_stats_t) */
+    deft_split_t split; /**< the split that made the plan; NODE_CHUNK for an invariant step */
     deft_planned_t planned;
-    uint64_t plan_ns;         /**< time of deft_step_begin() spent on it */
+    uint64_t plan_ns; /**< time of deft_step_begin() spent on it */
     size_t rows;
-    size_t groups;            /**< groups a KV head */
-    size_t partials;          /**< (row, group) pairs that the reduction merges */
-    uint64_t kv_unique_bytes; /**< KV that some row sees, once a tree: what has to be read */
-    uint64_t kv_logical_bytes;/**< KV over the rows, each its own path: sequence attention's reads */
-    uint64_t kv_read_bytes;   /**< KV over the groups of this plan: what they ask the caches for */
-    uint64_t partial_bytes;   /**< partial results written and read again */
-    uint64_t mask_bytes;      /**< row intervals that say who sees what */
-    uint64_t unfused_bytes;   /**< what an unfused tree attention would move for QK^T and softmax,
+    size_t groups;             /**< groups a KV head */
+    size_t partials;           /**< (row, group) pairs that the reduction merges */
+    uint64_t kv_unique_bytes;  /**< KV that some row sees, once a tree: what has to be read */
+    uint64_t kv_logical_bytes; /**< KV over the rows, each its path: sequence attention's reads */
+    uint64_t kv_read_bytes;    /**< KV over the groups of this plan: what they ask the caches for */
+    uint64_t partial_bytes;    /**< partial results written and read again */
+    uint64_t mask_bytes;       /**< row intervals that say who sees what */
+    uint64_t unfused_bytes;    /**< what an unfused tree attention would move for QK^T and softmax,
                                    which never leave the core here: QK^T, mask and softmax over rows
                                    x tree tokens, each written and read once */
 } deft_step_stats_t;
@@ -142,7 +147,7 @@ typedef struct deft_step_stats_t {
 #define DEFT_STEP_STATS_INIT                                                                     \
     {                                                                                            \
         sizeof(deft_step_stats_t), DEFT_SPLIT_AUTO, DEFT_PLANNED_AFRESH, 0, 0, 0, 0, 0, 0, 0, 0, \
-        0, 0                                                                                     \
+            0, 0                                                                                 \
     }
 
 /** Fill @p stats up to its struct_size. @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STALE.

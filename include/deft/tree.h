@@ -14,8 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "export.h"
 #include "context.h"
+#include "export.h"
 #include "status.h"
 
 DEFT_BEGIN_DECLS
@@ -84,7 +84,7 @@ DEFT_API deft_status_t deft_tree_prune(deft_tree_t *tree, deft_node_t node);
 DEFT_API deft_status_t deft_tree_truncate(deft_tree_t *tree, deft_node_t node, size_t n);
 
 #define DEFT_COMMIT_PATH UINT64_C(0)    /**< what is below the node goes too (an accepted draft) */
-#define DEFT_COMMIT_SUBTREE UINT64_C(1) /**< what is below the node stays (a move that was played) */
+#define DEFT_COMMIT_SUBTREE UINT64_C(1) /**< what is below stays (a move that was played) */
 
 /** Keep only the path to @p node: every branch off it is pruned. Handles on the path stay valid.
  *  Never allocates. @return DEFT_OK; DEFT_ERR_INVAL (unknown flag); DEFT_ERR_STALE;
@@ -93,14 +93,17 @@ DEFT_API deft_status_t deft_tree_commit(deft_tree_t *tree, deft_node_t node, uin
 
 /** What is at and below a node, and what deft_tree_prune() of it would free. */
 typedef struct deft_footprint_t {
-    size_t struct_size;   /**< in: sizeof(deft_footprint_t) */
+    size_t struct_size; /**< in: sizeof(deft_footprint_t) */
     size_t nodes;
     size_t tokens;        /**< slots that these nodes own */
     size_t freed_tokens;  /**< those that nobody else owns: slots that come free */
     uint64_t freed_bytes; /**< the same in bytes of the pool */
 } deft_footprint_t;
 
-#define DEFT_FOOTPRINT_INIT { sizeof(deft_footprint_t), 0, 0, 0, 0 }
+#define DEFT_FOOTPRINT_INIT                  \
+    {                                        \
+        sizeof(deft_footprint_t), 0, 0, 0, 0 \
+    }
 
 /** Measure a subtree. For a root: what deft_tree_destroy() would free.
  *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STALE; DEFT_ERR_FOREIGN: @p footprint is untouched.
@@ -111,17 +114,17 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
 #define DEFT_COMPACT_MOVE UINT64_C(0)   /**< nodes stay as they are */
 #define DEFT_COMPACT_CHAINS UINT64_C(1) /**< a node with one child becomes part of that child */
 
-/** Bring the tokens at and below @p node into long runs, KV and all. What is read in one run is read
- *  faster: drafts that were accepted and growth in a full pool leave runs of a token or two. Runs of
- *  fewer than 64 slots that follow each other in a node are moved to free slots that adjoin. Where the
- *  free slots of the pool lie one by one, short runs of other nodes, of any tree of the context, are
- *  moved from between them. A run with a second owner stays where it is.
+/** Bring the tokens at and below @p node into long runs, KV and all. What is read in one run is
+ *  read faster: drafts that were accepted and growth in a full pool leave runs of a token or two.
+ *  Runs of fewer than 64 slots that follow each other in a node are moved to free slots that
+ *  adjoin. Where the free slots of the pool lie one by one, short runs of other nodes, of any tree
+ *  of the context, are moved from between them. A run with a second owner stays where it is.
  *
- *  With DEFT_COMPACT_CHAINS the chains of only children below @p node are joined first, so that long
- *  speculative runs do not collect thousands of small nodes: the last node of a chain takes over the
- *  tokens of the others and keeps its handle, its children and its user pointer; the handles of the
- *  others go stale. @p node itself stays as it is, and a node with evicted tokens is not joined to one
- *  above it that still has slots.
+ *  With DEFT_COMPACT_CHAINS the chains of only children below @p node are joined first, so that
+ *  long speculative runs do not collect thousands of small nodes: the last node of a chain takes
+ *  over the tokens of the others and keeps its handle, its children and its user pointer; the
+ *  handles of the others go stale. @p node itself stays as it is, and a node with evicted tokens is
+ *  not joined to one above it that still has slots.
  *
  *  Results do not change, but for rounding on CUDA. The KV moves in the context's stream, after the
  *  steps that were ended before.
@@ -129,17 +132,19 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
  *                       Runs are moved as a whole: the last ones may add up to 200 tokens.
  *  @param[out] moved_p  tokens moved; 0: there is nothing left to gain. NULL is accepted.
  *  @return DEFT_OK; DEFT_ERR_INVAL (unknown flag); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY;
- *  DEFT_ERR_NOMEM and DEFT_ERR_STATE (the stream is being captured): unchanged; DEFT_ERR_DEVICE: the
- *  context is lost.
- *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once. Where
- *  others have to be moved: O(nodes of the context + pool) once a call, and O(runs of the node) a move. */
+ *  DEFT_ERR_NOMEM and DEFT_ERR_STATE (the stream is being captured): unchanged; DEFT_ERR_DEVICE:
+ *  the context is lost.
+ *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once.
+ *  Where others have to be moved: O(nodes of the context + pool) once a call, and O(runs of the
+ *  node) a move. */
 DEFT_API deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t node, size_t budget,
                                          uint64_t flags, size_t *moved_p);
 
 /** Give back the slots of the first @p n tokens of a node, which lives on without them: the oldest
  *  tokens of a root, for a conversation that is longer than the pool. Positions of the other tokens
  *  do not change. Rows to come do not see evicted tokens, whatever their window: the result is that
- *  of a sequence whose KV lacks them. deft_tree_find() matches nothing in this node or below it any more; ids of evicted tokens read as
+ *  of a sequence whose KV lacks them. deft_tree_find() matches nothing in this node or below it any
+ *  more; ids of evicted tokens read as
  *  -1.
  *  Tokens that were evicted before count among the first @p n. Never allocates.
  *  @return DEFT_OK; DEFT_ERR_INVAL (n beyond the tokens that are computed); DEFT_ERR_STALE;
@@ -157,14 +162,15 @@ DEFT_API deft_status_t deft_tree_evict_unseen(deft_tree_t *tree, size_t *freed_p
 /** Make a new tree whose root holds the path of @p node, shared by reference: the KV lives as long
  *  as either tree needs it. The new root counts as computed as far as the path is.
  *  @param[out] tree_p  the new tree, of the same context.
- *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_UNCOMPUTED (a token of the path is not
- *  computed); DEFT_ERR_STATE (evicted tokens that are not the first of the path); DEFT_ERR_BUSY;
- *  DEFT_ERR_NOMEM; DEFT_ERR_LIMIT. Cost: O(spans of the path). */
+ *  @return DEFT_OK; DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_UNCOMPUTED (a token of the path is
+ *  not computed); DEFT_ERR_STATE (evicted tokens that are not the first of the path);
+ *  DEFT_ERR_BUSY; DEFT_ERR_NOMEM; DEFT_ERR_LIMIT. Cost: O(spans of the path). */
 DEFT_API deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t node, deft_tree_t **tree_p);
 
 /** Find the deepest node whose path agrees with @p tokens: it matches the first *matched_p of them,
  *  the last of these at *offset_p tokens into the node (for deft_tree_fork_at()). Tokens without
- *  ids match nothing; tokens that are not computed yet do, and deft_tree_share() refuses them. Nothing matches: the root and 0.
+ *  ids match nothing; tokens that are not computed yet do, and deft_tree_share() refuses them.
+ *  Nothing matches: the root and 0.
  *  @param[out] node_p, offset_p, matched_p  each may be NULL.
  *  @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(n + children met on the way). */
 DEFT_API deft_status_t deft_tree_find(const deft_tree_t *tree, const int32_t *tokens, size_t n,
@@ -172,20 +178,23 @@ DEFT_API deft_status_t deft_tree_find(const deft_tree_t *tree, const int32_t *to
 
 /** What a node is. */
 typedef struct deft_node_info_t {
-    size_t struct_size;       /**< in: sizeof(deft_node_info_t) */
-    deft_node_t parent;       /**< DEFT_NODE_NONE for the root */
-    deft_node_t first_child;  /**< in order of creation */
+    size_t struct_size;      /**< in: sizeof(deft_node_info_t) */
+    deft_node_t parent;      /**< DEFT_NODE_NONE for the root */
+    deft_node_t first_child; /**< in order of creation */
     deft_node_t next_sibling;
     size_t n_children;
-    size_t start;             /**< path position of the node's first token */
-    size_t len;               /**< its tokens; start + len is the length of its sequence */
-    size_t computed;          /**< its first tokens whose KV was computed */
-    size_t evicted;           /**< its first tokens whose slots were given back */
-    size_t n_runs;            /**< contiguous runs of slots that hold the others */
+    size_t start;    /**< path position of the node's first token */
+    size_t len;      /**< its tokens; start + len is the length of its sequence */
+    size_t computed; /**< its first tokens whose KV was computed */
+    size_t evicted;  /**< its first tokens whose slots were given back */
+    size_t n_runs;   /**< contiguous runs of slots that hold the others */
     void *user;
 } deft_node_info_t;
 
-#define DEFT_NODE_INFO_INIT { sizeof(deft_node_info_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL }
+#define DEFT_NODE_INFO_INIT                                       \
+    {                                                             \
+        sizeof(deft_node_info_t), 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL \
+    }
 
 /** Fill @p info up to its struct_size. @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STALE;
  *  DEFT_ERR_FOREIGN: @p info is untouched. Cost: O(1). */
@@ -219,18 +228,21 @@ DEFT_API deft_status_t deft_tree_path_tokens(const deft_tree_t *tree, deft_node_
 
 /** Size of a tree. */
 typedef struct deft_tree_stats_t {
-    size_t struct_size;       /**< in: sizeof(deft_tree_stats_t) */
+    size_t struct_size; /**< in: sizeof(deft_tree_stats_t) */
     size_t n_nodes;
     size_t n_leaves;
-    size_t tokens;            /**< over nodes: each shared prefix counted once */
-    size_t path_tokens;       /**< over leaves: what a copy of the prefix a sequence would hold */
-    size_t shared_tokens;     /**< tokens whose slots another tree owns too */
-    size_t max_depth;         /**< in nodes, the root alone is 1 */
-    size_t max_path;          /**< longest sequence, in tokens */
-    size_t evicted_tokens;    /**< of `tokens`: those whose slots were given back */
+    size_t tokens;         /**< over nodes: each shared prefix counted once */
+    size_t path_tokens;    /**< over leaves: what a copy of the prefix a sequence would hold */
+    size_t shared_tokens;  /**< tokens whose slots another tree owns too */
+    size_t max_depth;      /**< in nodes, the root alone is 1 */
+    size_t max_path;       /**< longest sequence, in tokens */
+    size_t evicted_tokens; /**< of `tokens`: those whose slots were given back */
 } deft_tree_stats_t;
 
-#define DEFT_TREE_STATS_INIT { sizeof(deft_tree_stats_t), 0, 0, 0, 0, 0, 0, 0, 0 }
+#define DEFT_TREE_STATS_INIT                              \
+    {                                                     \
+        sizeof(deft_tree_stats_t), 0, 0, 0, 0, 0, 0, 0, 0 \
+    }
 
 /** Measure a tree. @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(nodes + runs). */
 DEFT_API deft_status_t deft_tree_stats(const deft_tree_t *tree, deft_tree_stats_t *stats);
@@ -254,17 +266,20 @@ typedef enum deft_picture_t {
 
 /** How to draw a tree. */
 typedef struct deft_print_t {
-    size_t struct_size;     /**< sizeof(deft_print_t) */
+    size_t struct_size; /**< sizeof(deft_print_t) */
     deft_picture_t picture;
-    deft_write_fn write;    /**< required */
-    void *arg;              /**< of write */
-    deft_label_fn label;    /**< NULL: tokens, path length, sharing and uncomputed rows alone */
+    deft_write_fn write; /**< required */
+    void *arg;           /**< of write */
+    deft_label_fn label; /**< NULL: tokens, path length, sharing and uncomputed rows alone */
     void *label_arg;
-    size_t max_nodes;       /**< stop with a line that says how many are left; 0: all */
-    int ascii;              /**< lines as |, +, - instead of box characters (UTF-8) */
+    size_t max_nodes; /**< stop with a line that says how many are left; 0: all */
+    int ascii;        /**< lines as |, +, - instead of box characters (UTF-8) */
 } deft_print_t;
 
-#define DEFT_PRINT_INIT { sizeof(deft_print_t), DEFT_PICTURE_TEXT, NULL, NULL, NULL, NULL, 0, 0 }
+#define DEFT_PRINT_INIT                                                       \
+    {                                                                         \
+        sizeof(deft_print_t), DEFT_PICTURE_TEXT, NULL, NULL, NULL, NULL, 0, 0 \
+    }
 
 /** Draw @p tree. Each node shows its tokens, where its path ends, how many rows wait to be computed
  *  and how many owners its spans have. Does not allocate.

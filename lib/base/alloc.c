@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Host memory. Only this file calls mimalloc or malloc. Plain mi_malloc, not an mi_heap_t: a heap of
- * mimalloc 2 serves only the thread that made it, and a context may move between threads. */
+/* Host memory. Only this file calls mimalloc or malloc. Plain mi_malloc, not an mi_heap_t: a heap
+ * of mimalloc 2 serves only the thread that made it, and a context may move between threads. */
 #include "config.h"
 
 #include <stdlib.h>

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Reasons of failures on their way to deft_last_error() and to the log, and the texts of statuses. */
+/* Reasons of failures on their way to deft_last_error() and to the log, and the texts of
+ * statuses. */
 #include "config.h"
 
 #include <stdarg.h>

@@ -42,16 +42,17 @@ deft_status_t ideft_fail(ideft_host_t *host, deft_status_t status, const char *f
     __attribute__((format(printf, 3, 4)));
 /* A line for the log alone. */
 void ideft_log(ideft_host_t *host, deft_log_level_t level, const char *text);
-/* The handshake of every struct that the library fills: as much of `full` as the caller's struct has
- * room for, which begins with its struct_size. DEFT_ERR_INVAL: it has none; nothing is written. */
+/* The handshake of every struct that the library fills: as much of `full` as the caller's struct
+ * has room for, which begins with its struct_size. DEFT_ERR_INVAL: it has none; nothing is
+ * written. */
 deft_status_t ideft_give(ideft_host_t *host, void *out, const void *full, size_t full_size,
                          const char *what);
 
-#define IDEFT_TRY(_expr)                     \
-    do {                                     \
-        const deft_status_t try_ = (_expr);  \
-        if (try_ != DEFT_OK)                 \
-            return try_;                     \
+#define IDEFT_TRY(_expr)                    \
+    do {                                    \
+        const deft_status_t try_ = (_expr); \
+        if (try_ != DEFT_OK)                \
+            return try_;                    \
     } while (0)
 
 #define IDEFT_TRY_GOTO(_expr, _status, _label) \

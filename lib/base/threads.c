@@ -15,7 +15,7 @@ struct ideft_threads {
     struct ideft_worker {
         ideft_threads_t *pool;
         uint32_t number;
-    } *worker;
+    } * worker;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     ideft_job_fn job;
@@ -45,8 +45,8 @@ static void *worker_main(void *arg)
     ideft_threads_t *pool = self->pool;
     uint32_t seen = 0;
     for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen;
-             i++)
+        for (int i = 0;
+             i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen; i++)
             relax();
         pthread_mutex_lock(&pool->mutex);
         while (atomic_load_explicit(&pool->round, memory_order_relaxed) == seen && !pool->stop)
@@ -62,14 +62,14 @@ static void *worker_main(void *arg)
 }
 
 /* Wait for a condition that other threads are about to make true. */
-#define AWAIT(_condition)                    \
-    do {                                     \
+#define AWAIT(_condition)                       \
+    do {                                        \
         for (int i_ = 0; !(_condition); i_++) { \
-            if (i_ < SPINS)                  \
-                relax();                     \
-            else                             \
-                sched_yield();               \
-        }                                    \
+            if (i_ < SPINS)                     \
+                relax();                        \
+            else                                \
+                sched_yield();                  \
+        }                                       \
     } while (0)
 
 void ideft_threads_run(ideft_threads_t *pool, ideft_job_fn job, void *arg)

@@ -10,25 +10,25 @@
 
 #include "host.h"
 
-#define IDEFT_VEC(_type)    \
-    struct {                \
-        union {             \
-            _type *at;      \
-            void *memory;   \
-        };                  \
-        size_t n, cap;      \
+#define IDEFT_VEC(_type)  \
+    struct {              \
+        union {           \
+            _type *at;    \
+            void *memory; \
+        };                \
+        size_t n, cap;    \
     }
 
 /* Is there, or can there be made, room for _n elements? The first .n are kept. */
-#define IDEFT_VEC_ROOM(_host, _vec, _n)                                                        \
-    ((_n) <= (_vec)->cap || ideft_vec_grow(_host, &(_vec)->memory, &(_vec)->cap, (_vec)->n, (_n), \
-                                           sizeof(*(_vec)->at)))
+#define IDEFT_VEC_ROOM(_host, _vec, _n) \
+    ((_n) <= (_vec)->cap ||             \
+     ideft_vec_grow(_host, &(_vec)->memory, &(_vec)->cap, (_vec)->n, (_n), sizeof(*(_vec)->at)))
 
-#define IDEFT_VEC_FREE(_host, _vec)                                                  \
-    do {                                                                             \
-        ideft_free(_host, (_vec)->memory, (_vec)->cap * sizeof(*(_vec)->at));        \
-        (_vec)->memory = NULL;                                                       \
-        (_vec)->n = (_vec)->cap = 0;                                                 \
+#define IDEFT_VEC_FREE(_host, _vec)                                           \
+    do {                                                                      \
+        ideft_free(_host, (_vec)->memory, (_vec)->cap * sizeof(*(_vec)->at)); \
+        (_vec)->memory = NULL;                                                \
+        (_vec)->n = (_vec)->cap = 0;                                          \
     } while (0)
 
 /* Room for n elements of `elem` bytes; the first `used` are kept. False: out of memory, nothing has

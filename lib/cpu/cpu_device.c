@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The CPU device: arena, workspace, and the two phases of a layer's attention. Units are taken from a
- * shared counter, then rows with partials are merged. Who computes what never shows in the result: a
- * unit is computed by one thread, partials are joined in plan order. */
+/* The CPU device: arena, workspace, and the two phases of a layer's attention. Units are taken from
+ * a shared counter, then rows with partials are merged. Who computes what never shows in the
+ * result: a unit is computed by one thread, partials are joined in plan order. */
 #include "config.h"
 
 #include <sched.h>
@@ -24,9 +24,9 @@ typedef struct cpu_device {
     unsigned char *arena;
     size_t arena_bytes, slots; /* slots in whole blocks */
     unsigned char *scratch;
-    size_t scratch_bytes;      /* a thread */
-    IDEFT_VEC(float) part;     /* [n_parts][H][D + 16] */
-    IDEFT_VEC(float) act;      /* q and o, or k and v, as f32 where act_type is not */
+    size_t scratch_bytes;  /* a thread */
+    IDEFT_VEC(float) part; /* [n_parts][H][D + 16] */
+    IDEFT_VEC(float) act;  /* q and o, or k and v, as f32 where act_type is not */
 } cpu_device_t;
 
 static cpu_device_t *cpu_of(ideft_device_t *device)
@@ -41,7 +41,7 @@ static unsigned char *plane_of(const cpu_device_t *cpu, uint32_t layer, ideft_pl
     return cpu->arena + ideft_plane_offset(&g->format, cpu->slots, g->Hkv, layer, which, head);
 }
 
-/* ---- life ------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static uint32_t usable_processors(void)
 {
@@ -72,7 +72,8 @@ static void cpu_destroy(ideft_device_t *device)
     ideft_free(host, cpu, sizeof(*cpu));
 }
 
-/* The arena, in huge pages if they are asked for: a sweep over KV is bound by memory, and with pages of
+/* The arena, in huge pages if they are asked for: a sweep over KV is bound by memory, and with
+ * pages of
  * 4 KiB by address translation before that. */
 static deft_status_t make_arena(cpu_device_t *cpu, const deft_config_t *config)
 {
@@ -174,7 +175,7 @@ static const float *widened(const cpu_device_t *cpu, const void *x, size_t n, fl
     return to;
 }
 
-/* ---- writing ----------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 typedef struct write_job {
     const cpu_device_t *cpu;
@@ -190,7 +191,8 @@ static void store_head(const ideft_geometry_t *g, void *k_plane, void *v_plane, 
                        const float *k, const float *v)
 {
     const deft_dtype_t type = g->format.element;
-    const size_t k_at = ideft_k_index(type, g->D, slot, 0), v_at = ideft_v_index(type, g->D, slot, 0);
+    const size_t k_at = ideft_k_index(type, g->D, slot, 0),
+                 v_at = ideft_v_index(type, g->D, slot, 0);
     if (type == DEFT_F32) {
         float *kp = (float *)k_plane + k_at;
         for (uint32_t d = 0; d < g->D; d++)
@@ -251,7 +253,7 @@ static deft_status_t cpu_write(ideft_device_t *device, const ideft_plan_t *plan,
     return DEFT_OK;
 }
 
-/* ---- moving ------------------------------------------------------------------------------------ */
+/* ---- moving ---------------------------------------------------------------------------------- */
 
 static deft_status_t cpu_can_move(ideft_device_t *device)
 {
@@ -284,7 +286,7 @@ static deft_status_t cpu_move(ideft_device_t *device, const ideft_move_t *moves,
     return DEFT_OK;
 }
 
-/* ---- attending --------------------------------------------------------------------------------- */
+/* ---- attending ------------------------------------------------------------------------------- */
 
 typedef struct attend_job {
     ideft_attn_t attn;

@@ -89,8 +89,8 @@ static bool worth_it(deft_isa_t isa)
 #endif
 }
 
-/* The last set of the table that this processor has and that computes the type, up to the one that is
- * asked for. */
+/* The last set of the table that this processor has and that computes the type, up to the one that
+ * is asked for. */
 deft_status_t ideft_kernel_choose(ideft_host_t *host, deft_isa_t asked, deft_dtype_t type,
                                   const ideft_kernel_t **kernel_p)
 {
@@ -107,7 +107,8 @@ deft_status_t ideft_kernel_choose(ideft_host_t *host, deft_isa_t asked, deft_dty
     }
     const bool named = asked != DEFT_ISA_BEST;
     if (best == NULL || (named && !has_isa(asked)))
-        return ideft_fail(host, DEFT_ERR_UNSUPPORTED, "this processor or build lacks the instructions");
+        return ideft_fail(host, DEFT_ERR_UNSUPPORTED,
+                          "this processor or build lacks the instructions");
     *kernel_p = best;
     return DEFT_OK;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* AMX-BF16: bf16 KV through the tile unit, 16 rows by 16 tokens (or 16 of D) at a time, the vectors of
- * AVX512-BF16 for what is not a product. The configuration of the tiles lasts for a group. */
+/* AMX-BF16: bf16 KV through the tile unit, 16 rows by 16 tokens (or 16 of D) at a time, the vectors
+ * of AVX512-BF16 for what is not a product. The configuration of the tiles lasts for a group. */
 #include "config.h"
 
 #include "isa_avx512.h"
@@ -12,7 +12,8 @@
 
 #include "tile.h"
 
-static void compute_group_in_tiles(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)
+static void compute_group_in_tiles(const ideft_attn_t *attn, uint32_t index, uint32_t head,
+                                   void *scratch)
 {
     configure_tiles();
     compute_group(attn, index, head, scratch);

@@ -10,11 +10,13 @@
 #define WHOLE_PANELS 0
 #define VMAX(_a, _b) ((vf)_mm256_max_ps((__m256)(_a), (__m256)(_b)))
 #define HMAX(_v) largest((__m256)(_v))
-#define ANY_ABOVE(_v, _x) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(_v), _mm256_set1_ps(_x), _CMP_GT_OQ))
+#define ANY_ABOVE(_v, _x) \
+    _mm256_movemask_ps(_mm256_cmp_ps((__m256)(_v), _mm256_set1_ps(_x), _CMP_GT_OQ))
 #define LOAD_F16(_p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(_p))))
-#define STORE_FIRST(_p, _v, _n) \
-    _mm256_maskstore_ps(_p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(_n)), \
-                                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), \
+#define STORE_FIRST(_p, _v, _n)                                                        \
+    _mm256_maskstore_ps(_p,                                                            \
+                        _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(_n)),               \
+                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)), \
                         (__m256)(_v))
 
 static inline float largest(__m256 v)

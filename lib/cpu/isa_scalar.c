@@ -22,12 +22,13 @@ static double score(const ideft_attn_t *attn, const float *q, const unsigned cha
 
 /* One matrix row over all segs of a group. */
 static void row_over_group(const ideft_attn_t *attn, const ideft_group_t *group, uint32_t r,
-                          uint32_t head, uint32_t q_head)
+                           uint32_t head, uint32_t q_head)
 {
     const ideft_geometry_t *g = attn->geom;
     const deft_dtype_t type = g->format.element;
     const ideft_row_t *row = &attn->plan->row[r];
-    const unsigned char *k = attn->k + head * attn->head_bytes, *v = attn->v + head * attn->head_bytes;
+    const unsigned char *k = attn->k + head * attn->head_bytes,
+                        *v = attn->v + head * attn->head_bytes;
     const float *q = attn->q + ((size_t)row->token * g->H + q_head) * g->D;
     double m = -INFINITY, sum = 0, o[256] = { 0 };
     float out[256];
@@ -42,7 +43,8 @@ static void row_over_group(const ideft_attn_t *attn, const ideft_group_t *group,
             if (s == -INFINITY)
                 continue;
             /* m is a float, as partials keep it */
-            const double top = s > m ? (double)(float)s : m, old = m == -INFINITY ? 0 : exp2(m - top);
+            const double top = s > m ? (double)(float)s : m,
+                         old = m == -INFINITY ? 0 : exp2(m - top);
             const double p = exp2(s - top);
             sum = sum * old + p;
             for (uint32_t d = 0; d < g->D; d++)

@@ -19,19 +19,20 @@ typedef struct ideft_attn {
     uint32_t window;            /* of the layer, 0: none */
     const float *q;             /* [n_row][H][D] in the caller's order */
     float *o;
-    float *part;                /* [n_parts][H][D + 16] */
-    const ideft_stop_t *stop;   /* looked at between tiles of rows; may be NULL */
+    float *part;              /* [n_parts][H][D + 16] */
+    const ideft_stop_t *stop; /* looked at between tiles of rows; may be NULL */
 } ideft_attn_t;
 
-typedef void (*ideft_group_fn)(const ideft_attn_t *attn, uint32_t group, uint32_t head, void *scratch);
+typedef void (*ideft_group_fn)(const ideft_attn_t *attn, uint32_t group, uint32_t head,
+                               void *scratch);
 
 /* An instruction set: how groups are computed for each KV type. */
 typedef struct ideft_kernel {
     const char *name;
     deft_isa_t isa;
     ideft_group_fn group[4]; /* by deft_dtype_t; NULL: take that of the set before */
-    void (*merge)(const ideft_attn_t *attn, uint32_t row); /* its partials to its output, all heads */
-    size_t scratch_bytes;   /* a thread */
+    void (*merge)(const ideft_attn_t *attn, uint32_t row); /* partials to output, all heads */
+    size_t scratch_bytes;                                  /* a thread */
 } ideft_kernel_t;
 
 extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_avx2, ideft_kernel_avx512,
@@ -63,8 +64,9 @@ static inline void ideft_attn_output(const ideft_attn_t *attn, uint32_t row, uin
 
 /* Hand on a row's state over a group: the output where the row is in this group alone, else the
  * partial. */
-static inline void ideft_attn_finish(const ideft_attn_t *attn, const ideft_group_t *group, uint32_t row,
-                                     uint32_t q_head, const float *o, float m, float d)
+static inline void ideft_attn_finish(const ideft_attn_t *attn, const ideft_group_t *group,
+                                     uint32_t row, uint32_t q_head, const float *o, float m,
+                                     float d)
 {
     const ideft_geometry_t *g = attn->geom;
     if (attn->plan->part_begin[row] == attn->plan->part_begin[row + 1]) {

@@ -8,7 +8,8 @@
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
  *   WHOLE_PANELS          all panels but the last of MAX_ROWS; else even ones
- *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: tile_bf16.h in place of
+ *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: tile_bf16.h in place
+ *   of
  *                         tile_fma.h
  *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
  *
@@ -29,8 +30,8 @@
 #define TILE 64u
 #define TILE_ROWS 128u
 #define MAX_D 256u
-#define MAX_CHAIN 128u /* products that a score sums up one after the other */
-#define NV (TILE / VL)       /* vectors of a row of scores */
+#define MAX_CHAIN 128u        /* products that a score sums up one after the other */
+#define NV (TILE / VL)        /* vectors of a row of scores */
 #define BV (IDEFT_BLOCK / VL) /* vectors of a block of slots */
 
 typedef float vf __attribute__((vector_size(VL * 4), may_alias));
@@ -48,7 +49,7 @@ typedef struct ahead {
 } ahead_t;
 
 typedef struct piece { /* tokens whose V adjoins */
-    const void *v; /* of its first token; raw bf16: of the pair that it is in */
+    const void *v;     /* of its first token; raw bf16: of the pair that it is in */
     uint32_t n, slot;
 } piece_t;
 
@@ -62,7 +63,7 @@ typedef struct scratch {
     float d[TILE_ROWS * VL] __attribute__((aligned(64))); /* denominators, a partial sum a lane */
     float m[TILE_ROWS], alpha[MAX_ROWS];
 #ifdef DOT
-    uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows or pairs of Q */
+    uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows of Q */
     uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
 #if DOT == 2
     float edge[16 * MAX_D] __attribute__((aligned(64))); /* O of a panel that is not full */
@@ -96,7 +97,7 @@ typedef struct work {
     deft_dtype_t type;
 } work_t;
 
-/* ---- arithmetic ------------------------------------------------------------------------------- */
+/* ---- arithmetic ------------------------------------------------------------------------------ */
 
 INLINE vf splat(float x)
 {
@@ -191,9 +192,11 @@ INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
 static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
 {
     scratch_t *sc = w->sc;
-    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes, wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes,
+                   wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
     const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
-    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) / fold;
+    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) /
+                           fold;
     sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
     /* more than one line an iteration: memory binds, ask for the surplus at once */
     for (uint32_t i = 0, left = bytes; i < 2; i++)
@@ -205,7 +208,7 @@ static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
         }
 }
 
-/* ---- micro kernels ------------------------------------------------------------------------------ */
+/* ---- micro kernels --------------------------------------------------------------------------- */
 
 INLINE vf low_half(vu pair)
 {
@@ -222,8 +225,10 @@ INLINE vf high_half(vu pair)
 #define EACH_VEC _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)
 
 /* Which (rows, vectors at once) a register file has room for. */
-#define UP_TO_6(_X, _C, _f) _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
-#define FROM_7(_X, _C, _f) _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
+#define UP_TO_6(_X, _C, _f) \
+    _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
+#define FROM_7(_X, _C, _f) \
+    _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
 #if VL == 16
 #define SHAPES(_X, _f) \
     UP_TO_6(_X, 1, _f) FROM_7(_X, 1, _f) UP_TO_6(_X, 2, _f) FROM_7(_X, 2, _f) UP_TO_6(_X, 4, _f)
@@ -241,7 +246,7 @@ INLINE uint32_t at_once(uint32_t n, uint32_t rows)
 #include "tile_fma.h"
 #endif
 
-/* ---- softmax ------------------------------------------------------------------------------------- */
+/* ---- softmax --------------------------------------------------------------------------------- */
 
 INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
 {
@@ -299,7 +304,7 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
     sc->alpha[i] = alpha;
 }
 
-/* ---- a tile of columns ---------------------------------------------------------------------------- */
+/* ---- a tile of columns ----------------------------------------------------------------------- */
 
 /* Lanes of x whose exponent is all ones, in the halves or words that `exp` names. */
 INLINE vu not_finite(vu x, uint32_t low, uint32_t high)
@@ -316,7 +321,9 @@ INLINE vu not_finite(vu x, uint32_t low, uint32_t high)
 static bool values_finite(const work_t *w)
 {
     const scratch_t *sc = w->sc;
-    const uint32_t exp = w->type == DEFT_F32 ? 0x7f800000u : w->type == DEFT_F16 ? 0x7c00u : 0x7f80u;
+    const uint32_t exp = w->type == DEFT_F32   ? 0x7f800000u
+                         : w->type == DEFT_F16 ? 0x7c00u
+                                               : 0x7f80u;
     const size_t row = (size_t)w->D * ideft_lane_bytes(w->type); /* bf16: of a pair of tokens */
     vu bad = (vu){ 0 };
     for (uint32_t i = 0; i < sc->n_piece; i++) {
@@ -363,7 +370,8 @@ static void clear_bad_values(const work_t *w)
         for (uint32_t d = 0; d < w->D; d++) {
             const float v = stored_value(w, c, d);
 #ifdef DOT
-            ((uint16_t *)sc->vt)[((size_t)(c / 2) * w->D + d) * 2 + c % 2] = isfinite(v) ? ideft_f32_to_bf16(v) : 0;
+            ((uint16_t *)sc->vt)[((size_t)(c / 2) * w->D + d) * 2 + c % 2] =
+                isfinite(v) ? ideft_f32_to_bf16(v) : 0;
 #else
             sc->vt[(size_t)c * w->D + d] = isfinite(v) ? v : 0.0f;
 #endif
@@ -448,7 +456,7 @@ static void flush(const work_t *w)
     sc->cols = sc->n_piece = 0;
 }
 
-/* ---- filling it ------------------------------------------------------------------------------------ */
+/* ---- filling it ------------------------------------------------------------------------------ */
 
 /* n tokens of one block of slots become columns of one block of the tile, in f32. */
 static void widen_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
@@ -482,8 +490,10 @@ static void copy_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
 {
     const uint32_t lane = ideft_lane_bytes(w->type), block = IDEFT_BLOCK * lane;
     const uint32_t rows = w->D / ideft_lane_elements(w->type);
-    char *to = (char *)w->sc->kt + (size_t)(col / IDEFT_BLOCK) * rows * block + col % IDEFT_BLOCK * lane;
-    const char *k = (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * rows * block + slot % IDEFT_BLOCK * lane;
+    char *to = (char *)w->sc->kt + (size_t)(col / IDEFT_BLOCK) * rows * block +
+               col % IDEFT_BLOCK * lane;
+    const char *k = (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * rows * block +
+                    slot % IDEFT_BLOCK * lane;
     for (uint32_t i = 0; i < rows; i++, k += block, to += block)
         memcpy(to, k, n * lane);
 }
@@ -557,7 +567,8 @@ static void put_v(const work_t *w, uint32_t slot, uint32_t n)
 }
 
 /* Columns [cols, cols + n) are the tokens at `slot`, seen from path position `pos` on. */
-static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, uint32_t pos, uint32_t n)
+static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, uint32_t pos,
+                        uint32_t n)
 {
     scratch_t *sc = w->sc;
     const uint32_t col = sc->cols;
@@ -578,8 +589,9 @@ static void look_ahead(const work_t *w, uint32_t slot, uint32_t n)
     const size_t elem = ideft_element_bytes(w->type);
     n = ideft_min(n, TILE);
     const size_t bytes = (size_t)n * w->D * elem;
-    w->sc->ahead[0] = (ahead_t){ (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * IDEFT_BLOCK * w->D * elem,
-                                 (uint32_t)bytes };
+    w->sc->ahead[0] =
+        (ahead_t){ (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * IDEFT_BLOCK * w->D * elem,
+                   (uint32_t)bytes };
     w->sc->ahead[1] = (ahead_t){ (const char *)w->v + (size_t)slot * w->D * elem, (uint32_t)bytes };
 }
 
@@ -615,13 +627,15 @@ static void add_seg(const work_t *w, const ideft_seg_t *seg)
             sc->end = end;
             sc->uniform = true;
             sc->small = seg->n < SMALL;
-            sc->form = (end - begin) * w->attn->geom->G <= RAW_PANELS * MAX_ROWS ? w->type : DEFT_F32;
+            sc->form = (end - begin) * w->attn->geom->G <= RAW_PANELS * MAX_ROWS ? w->type
+                                                                                 : DEFT_F32;
         } else if (begin != sc->begin || end != sc->end) {
             sc->uniform = false;
             sc->begin = ideft_min(sc->begin, begin);
             sc->end = ideft_max(sc->end, end);
         }
-        const uint32_t room = IDEFT_BLOCK - sc->cols % IDEFT_BLOCK, here = IDEFT_BLOCK - slot % IDEFT_BLOCK;
+        const uint32_t room = IDEFT_BLOCK - sc->cols % IDEFT_BLOCK,
+                       here = IDEFT_BLOCK - slot % IDEFT_BLOCK;
         const uint32_t n = ideft_min(left, ideft_min(room, here));
         put_columns(w, seg, slot, pos, n);
         slot += n;
@@ -630,7 +644,7 @@ static void add_seg(const work_t *w, const ideft_seg_t *seg)
     }
 }
 
-/* ---- rows ------------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 INLINE void transpose8(const float *const *from, float *to, size_t ld, __m256 scale)
 {
@@ -701,7 +715,8 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
                  .D = g->D,
                  .type = g->format.element };
     const uint32_t step = ideft_max(1, TILE_ROWS / g->G);
-    for (uint32_t row = group->row_begin; row < group->row_end && !ideft_stops(attn->stop); row += step) {
+    for (uint32_t row = group->row_begin; row < group->row_end && !ideft_stops(attn->stop);
+         row += step) {
         w.row0 = row;
         w.rows = ideft_min(step, group->row_end - row);
         load_rows(&w, head);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The micro kernels for instructions that multiply pairs of bf16: K and V are used as the pool holds
- * them, P is rounded to bf16, Q is the sum of two bf16. A Q of one bf16 would be wrong by 2^-9, and
- * so a score of 10 by 2%; with two, the rounding of P is all that is lost: 2^-9 at most of the
- * output. The second half of q16 holds the low parts. Part of tile.h. The file that includes
+/* The micro kernels for instructions that multiply pairs of bf16: K and V are used as the pool
+ * holds them, P is rounded to bf16, Q is the sum of two bf16. A Q of one bf16 would be wrong by
+ * 2^-9, and so a score of 10 by 2%; with two, the rounding of P is all that is lost: 2^-9 at most
+ * of the output. The second half of q16 holds the low parts. Part of tile.h. The file that includes
  * that defines DOT as one of
  *   1   vdpbf16ps: q16 is [D/2][ldq][2], panels of up to 12 rows as with f32
  *   2   tiles of 16 rows: q16 is [row][D] */
@@ -23,7 +23,8 @@ INLINE void put_q(const work_t *w, uint16_t *q, uint32_t r, uint32_t d, vf x)
 }
 
 /* Rows [r, r + n) of Q. */
-static void pack_rows(const work_t *w, const float *const *from, uint32_t r, uint32_t n, float factor)
+static void pack_rows(const work_t *w, const float *const *from, uint32_t r, uint32_t n,
+                      float factor)
 {
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t d = 0; d < w->D; d += VL) {
@@ -89,8 +90,8 @@ INLINE void qk_body(const int R, const int C, const uint32_t *q, uint32_t ldq, c
     EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
 }
 
-INLINE void pv_body(const int R, const int C, const uint16_t *p, const char *v, uint32_t cols, uint32_t D,
-                    const float *alpha, float *o, uint32_t at, ahead_t ahead)
+INLINE void pv_body(const int R, const int C, const uint16_t *p, const char *v, uint32_t cols,
+                    uint32_t D, const float *alpha, float *o, uint32_t at, ahead_t ahead)
 {
     vf acc[MAX_ROWS][4];
     vu vv[4];
@@ -100,25 +101,26 @@ INLINE void pv_body(const int R, const int C, const uint16_t *p, const char *v, 
         _mm_prefetch(ahead.at, _MM_HINT_T0);
         ahead.at += ahead.bytes;
         EACH_VEC vv[c] = *(const vuu *)(v + c * VL * 4);
-        EACH_ROW EACH_VEC acc[r][c] = DOT_PAIRS(acc[r][c], vv[c], *(const uint32_t *)(p + r * TILE + t));
+        EACH_ROW EACH_VEC acc[r][c] =
+            DOT_PAIRS(acc[r][c], vv[c], *(const uint32_t *)(p + r * TILE + t));
     }
     EACH_ROW EACH_VEC *(vfu *)(o + (size_t)r * D + at + c * VL) = acc[r][c];
 }
 
 typedef void (*qk_fn)(const uint32_t *, uint32_t, const char *const *, uint32_t, float *, ahead_t);
-typedef void (*pv_fn)(const uint16_t *, const char *, uint32_t, uint32_t, const float *, float *, uint32_t,
-                      ahead_t);
+typedef void (*pv_fn)(const uint16_t *, const char *, uint32_t, uint32_t, const float *, float *,
+                      uint32_t, ahead_t);
 
-#define MICRO(_R, _C, _form)                                                                          \
-    static void qk_##_R##_##_C(const uint32_t *q, uint32_t ldq, const char *const *k, uint32_t D,     \
-                               float *s, ahead_t ahead)                                               \
-    {                                                                                                 \
-        qk_body(_R, _C, q, ldq, k, D, s, ahead);                                                      \
-    }                                                                                                 \
-    static void pv_##_R##_##_C(const uint16_t *p, const char *v, uint32_t cols, uint32_t D,           \
-                               const float *alpha, float *o, uint32_t at, ahead_t ahead)              \
-    {                                                                                                 \
-        pv_body(_R, _C, p, v, cols, D, alpha, o, at, ahead);                                          \
+#define MICRO(_R, _C, _form)                                                                      \
+    static void qk_##_R##_##_C(const uint32_t *q, uint32_t ldq, const char *const *k, uint32_t D, \
+                               float *s, ahead_t ahead)                                           \
+    {                                                                                             \
+        qk_body(_R, _C, q, ldq, k, D, s, ahead);                                                  \
+    }                                                                                             \
+    static void pv_##_R##_##_C(const uint16_t *p, const char *v, uint32_t cols, uint32_t D,       \
+                               const float *alpha, float *o, uint32_t at, ahead_t ahead)          \
+    {                                                                                             \
+        pv_body(_R, _C, p, v, cols, D, alpha, o, at, ahead);                                      \
     }
 SHAPES(MICRO, )
 #define QK_ENTRY(_R, _C, _form) [_C][_R] = qk_##_R##_##_C,
@@ -190,19 +192,19 @@ static void spend_ahead(scratch_t *sc, uint32_t n)
     } while (0)
 
 /* Tile _acc += the left operand, loaded before, times what is at _right: whole tiles, half ones. */
-#define WHOLE(_acc, _right, _stride)        \
-    do {                                    \
-        _tile_loadd(5, (_right), _stride);  \
-        _tile_dpbf16ps(_acc, 4, 5);         \
+#define WHOLE(_acc, _right, _stride)       \
+    do {                                   \
+        _tile_loadd(5, (_right), _stride); \
+        _tile_dpbf16ps(_acc, 4, 5);        \
     } while (0)
-#define HALF(_acc, _right, _stride)         \
-    do {                                    \
-        _tile_loadd(7, (_right), _stride);  \
-        _tile_dpbf16ps(_acc, 6, 7);         \
+#define HALF(_acc, _right, _stride)        \
+    do {                                   \
+        _tile_loadd(7, (_right), _stride); \
+        _tile_dpbf16ps(_acc, 6, 7);        \
     } while (0)
 
-/* Scores of 16 rows from r on, in tiles 0 to 3 for up to four blocks of columns. Rows behind the last
- * are computed from what lies there and unused. */
+/* Scores of 16 rows from r on, in tiles 0 to 3 for up to four blocks of columns. Rows behind the
+ * last are computed from what lies there and unused. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
@@ -212,7 +214,7 @@ static void scores(const work_t *w, uint32_t r, uint32_t n)
 #define ZERO(_i) _tile_zero(_i)
 #define WHOLE_K(_i) WHOLE(_i, sc->k[_i] + at, 64)
 #define HALF_K(_i) HALF(_i, sc->k[_i] + at, 64)
-#define STORE_S(_i) _tile_stored(_i, sc->s + (_i) * 16, TILE * 4)
+#define STORE_S(_i) _tile_stored(_i, sc->s + (_i)*16, TILE * 4)
     EACH_OF(blocks, ZERO);
     for (uint32_t d = 0; d < w->D; d += 32) {
         const uint16_t *q = sc->q16 + (size_t)r * w->D + d;
@@ -242,10 +244,10 @@ static void add_columns(const work_t *w, float *o, uint32_t at)
     const size_t stride = w->D * 4;
     const char *v = sc->v16 + at * 4;
     uint32_t t = 0;
-#define LOAD_O(_i) _tile_loadd(_i, o + at + (_i) * 16, stride)
-#define STORE_O(_i) _tile_stored(_i, o + at + (_i) * 16, stride)
-#define WHOLE_V(_i) WHOLE(_i, v + (_i) * 64, stride)
-#define HALF_V(_i) HALF(_i, v + (_i) * 64, stride)
+#define LOAD_O(_i) _tile_loadd(_i, o + at + (_i)*16, stride)
+#define STORE_O(_i) _tile_stored(_i, o + at + (_i)*16, stride)
+#define WHOLE_V(_i) WHOLE(_i, v + (_i)*64, stride)
+#define HALF_V(_i) HALF(_i, v + (_i)*64, stride)
     EACH_OF(n, LOAD_O);
     for (; t + 32 <= cols; t += 32, v += 16 * stride) {
         _tile_loadd(4, p + t, TILE * 2);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Scores and outputs by fused multiply-adds of floats: sums of rank-one updates, KV of 16 bits widened in
- * registers. Part of tile.h; tile_bf16.h takes its place where pairs of bf16 are multiplied. */
+/* Scores and outputs by fused multiply-adds of floats: sums of rank-one updates, KV of 16 bits
+ * widened in registers. Part of tile.h; tile_bf16.h takes its place where pairs of bf16 are
+ * multiplied. */
 
 /* Bytes from one d to the next (bf16: to the next pair) in a block of K. */
 INLINE uint32_t k_step(const deft_dtype_t form)
@@ -48,8 +49,8 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
 
 /* o[R][C vectors] = o * alpha + p v, at column `at` of D. */
 INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const float *p,
-                    const piece_t *piece, uint32_t n_piece, uint32_t D, const float *alpha, float *o,
-                    uint32_t at, ahead_t ahead)
+                    const piece_t *piece, uint32_t n_piece, uint32_t D, const float *alpha,
+                    float *o, uint32_t at, ahead_t ahead)
 {
     vf acc[MAX_ROWS][4], vv[4];
     /* a tile's sum starts at zero: a chain over the whole path would lose bits on the way */
@@ -93,17 +94,17 @@ typedef void (*qk_fn)(const float *, uint32_t, const char *const *, uint32_t, fl
 typedef void (*pv_fn)(const float *, const piece_t *, uint32_t, uint32_t, const float *, float *,
                       uint32_t, ahead_t);
 
-#define MICRO(_R, _C, _form)                                                                        \
-    static void qk_##_R##_##_C##_##_form(const float *q, uint32_t ldq, const char *const *k,        \
-                                         uint32_t D, float *s, ahead_t ahead)                       \
-    {                                                                                               \
-        qk_body(_R, _C, DEFT_##_form, q, ldq, k, D, s, ahead);                                      \
-    }                                                                                               \
-    static void pv_##_R##_##_C##_##_form(const float *p, const piece_t *piece, uint32_t n,          \
-                                         uint32_t D, const float *alpha, float *o, uint32_t at,     \
-                                         ahead_t ahead)                                             \
-    {                                                                                               \
-        pv_body(_R, _C, DEFT_##_form, p, piece, n, D, alpha, o, at, ahead);                         \
+#define MICRO(_R, _C, _form)                                                                    \
+    static void qk_##_R##_##_C##_##_form(const float *q, uint32_t ldq, const char *const *k,    \
+                                         uint32_t D, float *s, ahead_t ahead)                   \
+    {                                                                                           \
+        qk_body(_R, _C, DEFT_##_form, q, ldq, k, D, s, ahead);                                  \
+    }                                                                                           \
+    static void pv_##_R##_##_C##_##_form(const float *p, const piece_t *piece, uint32_t n,      \
+                                         uint32_t D, const float *alpha, float *o, uint32_t at, \
+                                         ahead_t ahead)                                         \
+    {                                                                                           \
+        pv_body(_R, _C, DEFT_##_form, p, piece, n, D, alpha, o, at, ahead);                     \
     }
 SHAPES(MICRO, F32)
 SHAPES(MICRO, F16)
@@ -112,8 +113,10 @@ SHAPES(MICRO, BF16)
 /* By form, vectors at once, rows. */
 #define QK_ENTRY(_R, _C, _form) [DEFT_##_form][_C][_R] = qk_##_R##_##_C##_##_form,
 #define PV_ENTRY(_R, _C, _form) [DEFT_##_form][_C][_R] = pv_##_R##_##_C##_##_form,
-static const qk_fn qk[4][5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, F32) SHAPES(QK_ENTRY, F16) SHAPES(QK_ENTRY, BF16) };
-static const pv_fn pv[4][5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, F32) SHAPES(PV_ENTRY, F16) SHAPES(PV_ENTRY, BF16) };
+static const qk_fn qk[4][5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, F32) SHAPES(QK_ENTRY, F16)
+                                                  SHAPES(QK_ENTRY, BF16) };
+static const pv_fn pv[4][5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, F32) SHAPES(PV_ENTRY, F16)
+                                                  SHAPES(PV_ENTRY, BF16) };
 
 /* Scores of rows [r, r + n) over the tile. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
@@ -135,7 +138,7 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
     const uint32_t nv = w->D / VL;
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
-        pv[sc->v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha, sc->o + (size_t)r * w->D,
-                              c * VL, take_ahead(sc, sc->cols));
+        pv[sc->v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha,
+                                sc->o + (size_t)r * w->D, c * VL, take_ahead(sc, sc->cols));
     }
 }

@@ -9,10 +9,10 @@
 #define MOVES 256u   /* handed on at a time */
 #define WINDOW 256u  /* slots that are cleared for a node at a time */
 
-/* ---- chains ------------------------------------------------------------------------------------ */
+/* ---- chains ---------------------------------------------------------------------------------- */
 
-/* Can the parent of a node become part of it? It has no other child, is not `top`, and if tokens of the
- * node were evicted (`gone`) it has no slots: they would lie before the gap. */
+/* Can the parent of a node become part of it? It has no other child, is not `top`, and if tokens of
+ * the node were evicted (`gone`) it has no slots: they would lie before the gap. */
 static bool joins_up(const ideft_forest_t *forest, uint32_t top, uint32_t index, bool gone)
 {
     const uint32_t parent = ideft_node(forest, index)->parent;
@@ -53,9 +53,10 @@ static void replace_parent(deft_tree_t *tree, uint32_t index)
     up->first_child = up->last_child = up->n_children = 0;
 }
 
-/* The nodes that would become part of `index`, from its parent up: their runs and its own. Returns the
- * uppermost, or the node itself. */
-static uint32_t measure_chain(const ideft_forest_t *forest, uint32_t top, uint32_t index, uint32_t *n_p)
+/* The nodes that would become part of `index`, from its parent up: their runs and its own. Returns
+ * the uppermost, or the node itself. */
+static uint32_t measure_chain(const ideft_forest_t *forest, uint32_t top, uint32_t index,
+                              uint32_t *n_p)
 {
     bool gone = ideft_node(forest, index)->gone > 0;
     uint32_t at = index;
@@ -88,8 +89,8 @@ static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t
     forest->topology++;
 }
 
-/* Every chain on the way from a node with no child, or several, up to the next such node or to `top`.
- * join false: only make room for it. */
+/* Every chain on the way from a node with no child, or several, up to the next such node or to
+ * `top`. join false: only make room for it. */
 static deft_status_t chains_above(deft_tree_t *tree, uint32_t top, uint32_t index, bool join)
 {
     ideft_forest_t *forest = tree->forest;
@@ -120,7 +121,7 @@ deft_status_t ideft_compact_chains(deft_tree_t *tree, uint32_t top)
     return DEFT_OK;
 }
 
-/* ---- runs -------------------------------------------------------------------------------------- */
+/* ---- runs ------------------------------------------------------------------------------------ */
 
 typedef struct mover {
     ideft_forest_t *forest;
@@ -156,7 +157,8 @@ static uint32_t movable(const ideft_forest_t *forest, const ideft_runs_t *runs, 
     const ideft_run_t *run = ideft_runs_at(runs);
     uint32_t end = begin;
     *n_p = 0;
-    while (end < ideft_runs_count(runs) && is_movable(forest, &run[end]) && *n_p + run[end].n <= most)
+    while (end < ideft_runs_count(runs) && is_movable(forest, &run[end]) &&
+           *n_p + run[end].n <= most)
         *n_p += run[end++].n;
     return end;
 }
@@ -170,8 +172,9 @@ static uint32_t end_before(const ideft_runs_t *runs, uint32_t begin)
     return before->slot + before->n;
 }
 
-/* Move runs [begin, end) of a node, n tokens, to slots that adjoin and were taken at `to`. `offset`:
- * of the first token in the node. The books are right even if the KV could not be moved. */
+/* Move runs [begin, end) of a node, n tokens, to slots that adjoin and were taken at `to`.
+ * `offset`: of the first token in the node. The books are right even if the KV could not be
+ * moved. */
 static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, uint32_t end,
                                uint32_t offset, uint32_t to, uint32_t n)
 {
@@ -180,7 +183,8 @@ static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, u
     ideft_span_make(pool, to, n);
     for (uint32_t i = begin, at = to; i < end; i++) {
         const ideft_run_t run = ideft_runs_at(&node->runs)[i];
-        const uint32_t done = node->computed > offset ? ideft_min(node->computed - offset, run.n) : 0;
+        const uint32_t done = node->computed > offset ? ideft_min(node->computed - offset, run.n)
+                                                      : 0;
         ideft_pool_copy_tokens(pool, run.slot, at, run.n);
         if (done > 0)
             m->move[m->n++] = (ideft_move_t){ run.slot, at, done };
@@ -200,9 +204,9 @@ static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, u
 }
 
 /* ---- clearing windows ---------------------------------------------------------------------------
- * In a full pool the free slots may lie one by one, so that no run fits anywhere. Then short runs of
- * other nodes are moved from between them to free slots elsewhere: as whole runs, so that nobody else
- * becomes more scattered. */
+ * In a full pool the free slots may lie one by one, so that no run fits anywhere. Then short runs
+ * of other nodes are moved from between them to free slots elsewhere: as whole runs, so that nobody
+ * else becomes more scattered. */
 
 /* Note whose runs begin where. False: no memory, which is no error: nothing will be cleared. */
 static bool note_owners(mover_t *m)
@@ -228,8 +232,8 @@ typedef struct client {
     uint32_t begin;
 } client_t;
 
-/* The node with a run at `slot` that can be moved, its place in the list and the offset of its tokens in
- * the node. The client's own later runs may be moved too. NULL: there is none. */
+/* The node with a run at `slot` that can be moved, its place in the list and the offset of its
+ * tokens in the node. The client's own later runs may be moved too. NULL: there is none. */
 static ideft_node_t *find_victim(const mover_t *m, client_t client, uint32_t slot, uint32_t *run_p,
                                  uint32_t *offset_p)
 {
@@ -248,8 +252,8 @@ static ideft_node_t *find_victim(const mover_t *m, client_t client, uint32_t slo
     return NULL;
 }
 
-/* One more run goes from the end of a window, whose slots are taken; *end_p is its new end then. False:
- * the run has to stay, or there is no place for it. */
+/* One more run goes from the end of a window, whose slots are taken; *end_p is its new end then.
+ * False: the run has to stay, or there is no place for it. */
 static bool push_out(mover_t *m, client_t client, uint32_t *end_p, deft_status_t *status_p)
 {
     ideft_pool_t *pool = m->forest->pool;
@@ -275,7 +279,8 @@ static bool push_out(mover_t *m, client_t client, uint32_t *end_p, deft_status_t
     return *status_p == DEFT_OK;
 }
 
-/* A window of at least `least` slots and about `want`, taken. Returns its size; 0: there is none. */
+/* A window of at least `least` slots and about `want`, taken. Returns its size; 0: there is
+ * none. */
 static uint32_t clear_window(mover_t *m, client_t client, uint32_t least, uint32_t want,
                              uint32_t *slot_p, deft_status_t *status_p)
 {
@@ -309,8 +314,8 @@ static uint32_t clear_window(mover_t *m, client_t client, uint32_t least, uint32
 
 /* Two short runs at `begin` and more become one in a window that is cleared for them. 0 runs: they
  * cannot. */
-static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t begin, uint32_t offset,
-                                       size_t left, uint32_t *n_p)
+static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t begin,
+                                       uint32_t offset, size_t left, uint32_t *n_p)
 {
     ideft_pool_t *pool = m->forest->pool;
     deft_status_t status = DEFT_OK;
@@ -325,7 +330,8 @@ static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t 
     const uint32_t size = clear_window(m, (client_t){ node, begin }, least, want, &slot, &status);
     if (size == 0)
         return status;
-    /* where blocks of slots and of the node's tokens agree, if the window is large enough for that */
+    /* where blocks of slots and of the node's tokens agree, if the window is large enough for
+     * that */
     uint32_t skip = (offset - slot) % IDEFT_POOL_ALIGN;
     skip = size >= least + skip + IDEFT_POOL_ALIGN ? skip : 0;
     const uint32_t end = movable(m->forest, &node->runs, begin, size - skip, n_p);
@@ -339,10 +345,11 @@ static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t 
     return status == DEFT_OK ? moved : status;
 }
 
-/* ---- a node ------------------------------------------------------------------------------------- */
+/* ---- a node ---------------------------------------------------------------------------------- */
 
-/* Bring a node's short runs together, from the first on, where free slots serve: right after the run
- * before, or in a free extent if at least two become one there, or in a window that is cleared. */
+/* Bring a node's short runs together, from the first on, where free slots serve: right after the
+ * run before, or in a free extent if at least two become one there, or in a window that is
+ * cleared. */
 static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
 {
     ideft_pool_t *pool = m->forest->pool;

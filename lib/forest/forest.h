@@ -65,12 +65,13 @@ struct ideft_forest {
     void *owner; /* what the forest is part of: handed on, never followed */
     ideft_pool_t *pool;
     deft_node_hooks_t hooks;
-    IDEFT_VEC(ideft_node_t *) chunk; /* node i is chunk[i >> BITS][i & MASK]; NULL: trimmed.
+    IDEFT_VEC(ideft_node_t *)
+    chunk;                            /* node i is chunk[i >> BITS][i & MASK]; NULL: trimmed.
                                         Node 0 is never used. */
-    uint32_t free_node, next_node;   /* free list; first index never used */
-    uint32_t first_gen;              /* nodes of new chunks begin above it */
-    size_t n_trimmed;                /* chunks that are NULL */
-    size_t n_nodes;                  /* that live */
+    uint32_t free_node, next_node;    /* free list; first index never used */
+    uint32_t first_gen;               /* nodes of new chunks begin above it */
+    size_t n_trimmed;                 /* chunks that are NULL */
+    size_t n_nodes;                   /* that live */
     uint32_t dirty_first, dirty_last; /* nodes with uncomputed tokens, in order of becoming so */
     IDEFT_VEC(deft_tree_t *) tree;    /* by id; [0] and ids that are free: NULL */
     IDEFT_VEC(uint32_t) free_id;      /* with room for all of them */
@@ -85,8 +86,7 @@ static inline ideft_node_t *ideft_node(const ideft_forest_t *forest, uint32_t in
 
 static inline deft_node_t ideft_handle(const ideft_forest_t *forest, uint32_t index)
 {
-    return index == 0 ? DEFT_NODE_NONE
-                      : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
+    return index == 0 ? DEFT_NODE_NONE : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
 }
 
 /* Tokens of a node, the evicted ones included. */
@@ -95,7 +95,7 @@ static inline uint32_t ideft_node_len(const ideft_node_t *node)
     return node->gone + ideft_runs_len(&node->runs);
 }
 
-/* ---- nodes.c: the store of nodes and trees ---------------------------------------------------- */
+/* ---- nodes.c: the store of nodes and trees --------------------------------------------------- */
 
 deft_status_t ideft_forest_init(ideft_forest_t *forest, ideft_host_t *host, uint32_t n_slots,
                                 const deft_node_hooks_t *hooks);
@@ -146,10 +146,11 @@ void ideft_tree_prune(deft_tree_t *tree, uint32_t index);
 void ideft_tree_truncate(deft_tree_t *tree, uint32_t index, uint32_t n);
 /* keep_below: what is below the node stays. */
 void ideft_tree_commit(deft_tree_t *tree, uint32_t index, bool keep_below);
-/* Give back the first n tokens of a node, as far as it has not. Returns how many slots came free. */
+/* Give back the first n tokens of a node, as far as it has not. Returns how many slots came
+ * free. */
 uint32_t ideft_tree_evict(deft_tree_t *tree, uint32_t index, uint32_t n);
 
-/* ---- compact.c --------------------------------------------------------------------------------- */
+/* ---- compact.c ------------------------------------------------------------------------------- */
 
 /* n tokens from slot to slot. */
 typedef struct ideft_move {
@@ -162,11 +163,12 @@ typedef deft_status_t (*ideft_carry_fn)(void *arg, const ideft_move_t *moves, ui
 /* Join the chains of only children below `top`. DEFT_ERR_NOMEM: nothing was joined. */
 deft_status_t ideft_compact_chains(deft_tree_t *tree, uint32_t top);
 /* Bring what is at and below `top` into long runs: up to `budget` tokens and what is left of a run
- * then. The KV of computed tokens is for `carry` to move; when it fails, slots are without their KV. */
+ * then. The KV of computed tokens is for `carry` to move; when it fails, slots are without their
+ * KV. */
 deft_status_t ideft_compact_runs(deft_tree_t *tree, uint32_t top, size_t budget,
                                  ideft_carry_fn carry, void *arg, size_t *moved_p);
 
-/* ---- lookup.c, selfcheck.c ---------------------------------------------------------------------- */
+/* ---- lookup.c, selfcheck.c ------------------------------------------------------------------- */
 
 /* Ids of the last n tokens of a path, oldest first. */
 void ideft_path_tokens(const ideft_forest_t *forest, uint32_t index, size_t n, int32_t *ids);

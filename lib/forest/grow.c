@@ -16,8 +16,8 @@ static void drop_kids(deft_tree_t *tree, uint32_t parent, size_t n)
     }
 }
 
-/* n children of `parent`, after those that it has, with clones of the state of `like`; room was made.
- * All or none. */
+/* n children of `parent`, after those that it has, with clones of the state of `like`; room was
+ * made. All or none. */
 static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, uint32_t like, size_t n)
 {
     ideft_forest_t *forest = tree->forest;
@@ -86,8 +86,8 @@ deft_status_t ideft_tree_fork_at(deft_tree_t *tree, uint32_t index, uint32_t off
     IDEFT_TRY(ideft_runs_reserve(forest->host, &room, ideft_runs_count(&node->runs)));
     IDEFT_TRY_GOTO(ideft_node_new(tree, node->start + offset, index, &tail), status, err_free_room);
     ideft_node(forest, tail)->runs = room;
-    /* The children are made as those of the tail, so that they need no list of their own, and move up
-     * once nothing can fail. */
+    /* The children are made as those of the tail, so that they need no list of their own, and move
+     * up once nothing can fail. */
     IDEFT_TRY_GOTO(make_kids(tree, tail, index, n), status, err_free_tail);
     const uint32_t first = ideft_node(forest, tail)->first_child;
     ideft_node(forest, tail)->first_child = ideft_node(forest, tail)->last_child = 0;
@@ -116,8 +116,8 @@ deft_status_t ideft_tree_append(deft_tree_t *tree, uint32_t index, size_t n, con
     const uint32_t vacant = ideft_pool_vacant(forest->pool);
     const bool was_dirty = node->computed < ideft_node_len(node);
     if (n > vacant)
-        return ideft_fail(forest->host, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free", n,
-                          vacant, ideft_pool_slots(forest->pool));
+        return ideft_fail(forest->host, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free",
+                          n, vacant, ideft_pool_slots(forest->pool));
     IDEFT_TRY(ideft_runs_append(forest->host, forest->pool, &node->runs, (uint32_t)n, tokens));
     if (!was_dirty)
         ideft_dirty_link(forest, index, forest->dirty_last);

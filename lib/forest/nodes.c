@@ -7,7 +7,7 @@
 
 #include "forest.h"
 
-/* ---- life -------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 deft_status_t ideft_forest_init(ideft_forest_t *forest, ideft_host_t *host, uint32_t n_slots,
                                 const deft_node_hooks_t *hooks)
@@ -55,7 +55,7 @@ void ideft_forest_fini(ideft_forest_t *forest)
     *forest = (ideft_forest_t){ 0 };
 }
 
-/* ---- memory of nodes --------------------------------------------------------------------------- */
+/* ---- memory of nodes ------------------------------------------------------------------------- */
 
 uint32_t ideft_node_find(const ideft_forest_t *forest, deft_node_t handle)
 {
@@ -75,7 +75,8 @@ deft_status_t ideft_node_get(const deft_tree_t *tree, deft_node_t handle, uint32
         return ideft_fail(forest->host, DEFT_ERR_STALE, "no node has the handle %#llx (any more)",
                           (unsigned long long)handle);
     if (ideft_node(forest, index)->tree != tree->id)
-        return ideft_fail(forest->host, DEFT_ERR_FOREIGN, "the node of handle %#llx is of another tree",
+        return ideft_fail(forest->host, DEFT_ERR_FOREIGN,
+                          "the node of handle %#llx is of another tree",
                           (unsigned long long)handle);
     *index_p = index;
     return DEFT_OK;
@@ -198,7 +199,8 @@ void ideft_forest_trim(ideft_forest_t *forest)
         forest->n_trimmed += c < n && forest->chunk.at[c] == NULL;
     }
     forest->chunk.n = n;
-    forest->next_node = ideft_min(forest->next_node, ideft_max((uint32_t)(n << IDEFT_CHUNK_BITS), 1));
+    forest->next_node =
+        ideft_min(forest->next_node, ideft_max((uint32_t)(n << IDEFT_CHUNK_BITS), 1));
     forest->free_node = 0;
     for (uint32_t i = forest->next_node; i-- > 1;) { /* low indices will be used first */
         if (forest->chunk.at[i >> IDEFT_CHUNK_BITS] == NULL || ideft_node(forest, i)->tree != 0)
@@ -208,7 +210,7 @@ void ideft_forest_trim(ideft_forest_t *forest)
     }
 }
 
-/* ---- links between nodes ----------------------------------------------------------------------- */
+/* ---- links between nodes --------------------------------------------------------------------- */
 
 void ideft_node_hang(ideft_forest_t *forest, uint32_t index, uint32_t parent)
 {
@@ -260,7 +262,7 @@ uint32_t ideft_node_after(const ideft_forest_t *forest, uint32_t top, uint32_t a
     return 0;
 }
 
-/* ---- the list of nodes with uncomputed tokens -------------------------------------------------- */
+/* ---- the list of nodes with uncomputed tokens ------------------------------------------------ */
 
 void ideft_dirty_link(ideft_forest_t *forest, uint32_t index, uint32_t after)
 {
@@ -299,7 +301,7 @@ void ideft_node_computed(ideft_forest_t *forest, uint32_t index, uint32_t n)
         ideft_dirty_unlink(forest, index);
 }
 
-/* ---- trees ------------------------------------------------------------------------------------- */
+/* ---- trees ----------------------------------------------------------------------------------- */
 
 /* An id that no tree has, with room to give it back later. 0: out of memory. */
 static uint32_t take_id(ideft_forest_t *forest)

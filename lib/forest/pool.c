@@ -19,7 +19,7 @@ typedef struct slot {
         uint32_t owners; /* of the span */
         uint32_t next;   /* extent: first slots of its neighbours in the bin, */
     };
-    uint32_t prev;       /* IDEFT_NONE if there is none */
+    uint32_t prev; /* IDEFT_NONE if there is none */
     union {
         int32_t token;   /* any slot of a span: its id, -1 for none */
         uint32_t extent; /* last slot of an extent: its first */
@@ -372,10 +372,10 @@ void ideft_pool_copy_tokens(ideft_pool_t *pool, uint32_t from, uint32_t to, uint
 
 #define TEXT_OF(_x) #_x
 #define LINE_OF(_x) TEXT_OF(_x)
-#define HOLDS(_x)                                            \
-    do {                                                     \
-        if (!(_x))                                           \
-            return "pool.c:" LINE_OF(__LINE__) ": " #_x;     \
+#define HOLDS(_x)                                        \
+    do {                                                 \
+        if (!(_x))                                       \
+            return "pool.c:" LINE_OF(__LINE__) ": " #_x; \
     } while (0)
 
 bool ideft_pool_count_owners(const ideft_pool_t *pool, uint32_t slot, uint32_t n, uint32_t last,

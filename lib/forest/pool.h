@@ -2,7 +2,8 @@
 /* Who owns which slot of the arena. Slots are numbers here: the pool knows no tree and no bytes.
  *
  * Slots are handed out one by one, not in blocks. A span is a piece of consecutive slots with the
- * same owners; a free extent is a maximal piece of slots without one. Entries are private to pool.c. */
+ * same owners; a free extent is a maximal piece of slots without one. Entries are private to
+ * pool.c. */
 #ifndef IDEFT_POOL_H
 #define IDEFT_POOL_H
 
@@ -15,13 +16,13 @@ typedef struct ideft_pool ideft_pool_t;
 ideft_pool_t *ideft_pool_make(ideft_host_t *host, uint32_t n_slots); /* NULL: out of memory */
 void ideft_pool_free(ideft_host_t *host, ideft_pool_t *pool);
 
-uint32_t ideft_pool_slots(const ideft_pool_t *pool); /* in all */
+uint32_t ideft_pool_slots(const ideft_pool_t *pool);  /* in all */
 uint32_t ideft_pool_vacant(const ideft_pool_t *pool); /* that nobody owns */
 
 /* ---- free slots ---- */
 
-/* Devices read slots in whole blocks of so many, as columns of a node: fastest where a token's slot and
- * its offset in the node agree modulo this. */
+/* Devices read slots in whole blocks of so many, as columns of a node: fastest where a token's slot
+ * and its offset in the node agree modulo this. */
 #define IDEFT_POOL_ALIGN 16u
 
 /* Take up to n slots that adjoin, n if an extent has them, else the largest extent there is.
@@ -43,14 +44,16 @@ void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* Length of a large extent: at most a quarter shorter than the largest; 0 when nothing is free. */
 uint32_t ideft_pool_largest(const ideft_pool_t *pool);
 
-/* ---- spans of [slot, slot + n), which must be a whole number of them but for ideft_span_cut's ---- */
+/* ---- spans of [slot, slot + n), which must be a whole number of them but for ideft_span_cut's
+ * ---- */
 
 /* Slots that were taken become a span with one owner. */
 void ideft_span_make(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* n slots that were taken at `slot`, right after spans that begin at `near`, join the last of these
  * if it has one owner, else they become a span. Returns the first slot of the last span then. */
 uint32_t ideft_span_extend(ideft_pool_t *pool, uint32_t near, uint32_t slot, uint32_t n);
-/* Make `at` the first slot of a span; it lies in the spans that start at `slot`. Cost: spans passed. */
+/* Make `at` the first slot of a span; it lies in the spans that start at `slot`. Cost: spans
+ * passed. */
 void ideft_span_cut(ideft_pool_t *pool, uint32_t slot, uint32_t at);
 /* First slot of the span that ends [slot, slot + n). */
 uint32_t ideft_span_last(const ideft_pool_t *pool, uint32_t slot, uint32_t n);
@@ -75,8 +78,8 @@ void ideft_pool_copy_tokens(ideft_pool_t *pool, uint32_t from, uint32_t to, uint
 
 /* ---- for selfcheck.c ---- */
 
-/* Count an owner of each span of the run into own[first slot]. False: the spans do not add up to the
- * run, or `last` is not one of them (IDEFT_NONE: any). */
+/* Count an owner of each span of the run into own[first slot]. False: the spans do not add up to
+ * the run, or `last` is not one of them (IDEFT_NONE: any). */
 bool ideft_pool_count_owners(const ideft_pool_t *pool, uint32_t slot, uint32_t n, uint32_t last,
                              uint32_t *own);
 /* Verify everything that pool.c says of its entries against owners that were counted anew. NULL:

@@ -105,10 +105,10 @@ static uint32_t grow_in_place(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n
     return got;
 }
 
-/* A run of its own for up to n tokens; there is room for it in the array. A node's first tokens pack
- * densely: draft trees stay together. A node that grows on gets its next run in the middle of free
- * space, where it can go on growing while its siblings do so elsewhere: nothing is set aside, and
- * still a long node has few runs. */
+/* A run of its own for up to n tokens; there is room for it in the array. A node's first tokens
+ * pack densely: draft trees stay together. A node that grows on gets its next run in the middle of
+ * free space, where it can go on growing while its siblings do so elsewhere: nothing is set aside,
+ * and still a long node has few runs. */
 static uint32_t grow_apart(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n)
 {
     uint32_t slot;
@@ -121,7 +121,8 @@ static uint32_t grow_apart(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n)
     return got;
 }
 
-static void set_ids(ideft_pool_t *pool, const ideft_runs_t *runs, uint32_t from, const int32_t *tokens)
+static void set_ids(ideft_pool_t *pool, const ideft_runs_t *runs, uint32_t from,
+                    const int32_t *tokens)
 {
     const ideft_run_t *run = &ideft_runs_at(runs)[runs->n];
     for (uint32_t end = runs->len; end > from;) {

@@ -62,10 +62,10 @@ void ideft_runs_drop(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n);
 /* Keep the first `offset` tokens; the others go to `tail`, which is empty and has room. */
 void ideft_runs_divide(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t offset, ideft_runs_t *tail);
 
-/* Filling a list from the end of a path to its beginning. _open(): n runs in all, for which there is
- * room; those that the list has stand last. _put(): copies of the runs of `from` before place `at`,
- * at first n less those that the list had; returns the place before which the next ones go. Owners
- * of spans do not change. */
+/* Filling a list from the end of a path to its beginning. _open(): n runs in all, for which there
+ * is room; those that the list has stand last. _put(): copies of the runs of `from` before place
+ * `at`, at first n less those that the list had; returns the place before which the next ones go.
+ * Owners of spans do not change. */
 void ideft_runs_open(ideft_runs_t *runs, uint32_t n);
 uint32_t ideft_runs_put(ideft_runs_t *runs, uint32_t at, const ideft_runs_t *from);
 /* The tokens belong to another list now. */
@@ -75,7 +75,8 @@ void ideft_runs_join(ideft_runs_t *runs);
 
 /* Runs [begin, end) of the list become one, of the tokens at [slot, slot + n), which are owned. It
  * becomes part of the run before where it adjoins. */
-void ideft_runs_replace(ideft_runs_t *runs, uint32_t begin, uint32_t end, uint32_t slot, uint32_t n);
+void ideft_runs_replace(ideft_runs_t *runs, uint32_t begin, uint32_t end, uint32_t slot,
+                        uint32_t n);
 
 /* For selfcheck.c: count owners into own[]. False: the list is not what this file says. */
 bool ideft_runs_verify(const ideft_pool_t *pool, const ideft_runs_t *runs, uint32_t *own);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* The statements of forest.h, executed. Owners of slots are counted anew from the nodes and compared
- * with what the spans say, so that a wrong reference count cannot hide. */
+/* The statements of forest.h, executed. Owners of slots are counted anew from the nodes and
+ * compared with what the spans say, so that a wrong reference count cannot hide. */
 #include "config.h"
 
 #include "forest.h"
 
-#define HOLDS(_x)                                                                          \
-    do {                                                                                   \
-        if (!(_x))                                                                         \
-            return ideft_fail(forest->host, DEFT_ERR_CORRUPT, "selfcheck.c:%d: %s",        \
-                              __LINE__, #_x);                                              \
+#define HOLDS(_x)                                                                             \
+    do {                                                                                      \
+        if (!(_x))                                                                            \
+            return ideft_fail(forest->host, DEFT_ERR_CORRUPT, "selfcheck.c:%d: %s", __LINE__, \
+                              #_x);                                                           \
     } while (0)
 
 /* A node beside its parent and its children. */
@@ -61,7 +61,8 @@ static deft_status_t check_trees(const ideft_forest_t *forest, size_t nodes)
     }
     HOLDS(trees == forest->n_trees);
     HOLDS(in_trees == nodes);
-    HOLDS(trees + forest->free_id.n + 1 == forest->tree.n && forest->free_id.n <= forest->free_id.cap);
+    HOLDS(trees + forest->free_id.n + 1 == forest->tree.n &&
+          forest->free_id.n <= forest->free_id.cap);
     return DEFT_OK;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* What makes a tree smaller: prune, truncate, commit, evict, and its end. None of it allocates, none can
- * fail. */
+/* What makes a tree smaller: prune, truncate, commit, evict, and its end. None of it allocates,
+ * none can fail. */
 #include "config.h"
 
 #include "forest.h"

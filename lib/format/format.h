@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* The format of KV as a value: what an element is, how it becomes a float and back, how many bytes a
- * token takes, where a plane lies. No other file knows the size of an element. A new format is a case
- * in each of the four functions of an element here, and a kernel instance in the devices that have it. */
+/* The format of KV as a value: what an element is, how it becomes a float and back, how many bytes
+ * a token takes, where a plane lies. No other file knows the size of an element. A new format is a
+ * case in each of the four functions of an element here, and a kernel instance in the devices that
+ * have it. */
 #ifndef IDEFT_FORMAT_H
 #define IDEFT_FORMAT_H
 
@@ -58,9 +59,10 @@ ideft_format_t ideft_format_of(deft_dtype_t element, uint32_t k_width, uint32_t 
 /* Bytes of a token of one layer and one KV head: K, V and scales. */
 size_t ideft_format_token_bytes(const ideft_format_t *format);
 
-/* An arena holds the planes [layer][K, V][KV head]; each is contiguous and has room for all slots, so
- * that a run of slots is read in one sweep. What order tokens and elements have inside a plane is the
- * device's own. Bytes of a plane, and bytes from the start of the arena to where one begins. */
+/* An arena holds the planes [layer][K, V][KV head]; each is contiguous and has room for all slots,
+ * so that a run of slots is read in one sweep. What order tokens and elements have inside a plane
+ * is the device's own. Bytes of a plane, and bytes from the start of the arena to where one
+ * begins. */
 size_t ideft_plane_bytes(const ideft_format_t *format, size_t slots, ideft_plane_t which);
 size_t ideft_plane_offset(const ideft_format_t *format, size_t slots, uint32_t n_kv_heads,
                           uint32_t layer, ideft_plane_t which, uint32_t head);

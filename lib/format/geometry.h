@@ -3,7 +3,8 @@
  *
  * Glossary of the attention code: q k v o as everywhere; m running maximum of the scores in units
  * of log2, d denominator (sum of 2^(s-m)), both per matrix row; H query heads, Hkv KV heads,
- * G = H/Hkv; D head dim. A row is a query token; a matrix row is one of its G heads of a KV head. */
+ * G = H/Hkv; D head dim. A row is a query token; a matrix row is one of its G heads of a KV
+ * head. */
 #ifndef IDEFT_GEOMETRY_H
 #define IDEFT_GEOMETRY_H
 

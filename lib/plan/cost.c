@@ -23,10 +23,10 @@ static uint32_t parts_in_rounds(const ideft_machine_t *machine, const ideft_size
 {
     const uint64_t most = cost / machine->min_cost, tile = (uint64_t)least * IDEFT_TILE_TOKENS;
     const uint64_t limit = IDEFT_PART_ROUNDS * (uint64_t)machine->width;
-    /* a partial of every row and head: a row's are joined one after the other, and all of them share
-     * the memory */
-    const uint64_t a_part =
-        machine->part_cost + 2 * (uint64_t)sizes->n_rows * sizes->H / machine->width;
+    /* a partial of every row and head: a row's are joined one after the other, and all of them
+     * share the memory */
+    const uint64_t a_part = machine->part_cost +
+                            2 * (uint64_t)sizes->n_rows * sizes->H / machine->width;
     uint32_t parts = 1;
     *time_p = UINT64_MAX;
     for (uint64_t n = 1; n == 1 || (n <= most && units * (n - 1) < limit); n++) {
@@ -71,6 +71,7 @@ uint64_t ideft_cost_time(const ideft_machine_t *machine, const ideft_sizes_t *si
     const uint32_t even = (sizes->n_rows + tiles - 1) / tiles;
     const uint32_t least = ideft_cost_token(machine, sizes, even);
     uint64_t time;
-    parts_in_rounds(machine, sizes, tokens * least / tiles, (uint64_t)tiles * sizes->Hkv, least, &time);
+    parts_in_rounds(machine, sizes, tokens * least / tiles, (uint64_t)tiles * sizes->Hkv, least,
+                    &time);
     return time;
 }

@@ -12,8 +12,8 @@
  *
  * Devices come in two kinds. On one kind, a unit of work (a group and a KV head) goes to whichever
  * processor is free: item_cost is 0, and the model only sees to it that there are enough units. The
- * other kind takes units in rounds of `width` at a time, so that the last round may be almost empty:
- * there the model adds up the time of a whole step, for which it has four more costs. */
+ * other kind takes units in rounds of `width` at a time, so that the last round may be almost
+ * empty: there the model adds up the time of a whole step, for which it has four more costs. */
 typedef struct ideft_machine {
     uint32_t tile_rows;  /* matrix rows that share a pass over KV */
     uint32_t width;      /* units that fill the machine well: as configured, whoever runs them */
@@ -27,7 +27,8 @@ typedef struct ideft_machine {
 } ideft_machine_t;
 
 /* Bounds of AUTO on a machine that works in rounds, in widths of the machine: units that smaller
- * tiles make at most, and units that cutting tiles in parts adds at most. They bound a plan's size. */
+ * tiles make at most, and units that cutting tiles in parts adds at most. They bound a plan's
+ * size. */
 enum { IDEFT_TILE_ROUNDS = 3, IDEFT_PART_ROUNDS = 2 };
 
 /* Tokens that every device takes at a time: cuts fall on multiples of it. */
@@ -48,19 +49,20 @@ static inline bool ideft_in_rounds(const ideft_machine_t *machine)
 uint32_t ideft_cost_tile_rows(const ideft_machine_t *machine, const ideft_sizes_t *sizes);
 
 /* Cost of a token that a tile of so many rows reads at least. */
-uint32_t ideft_cost_token(const ideft_machine_t *machine, const ideft_sizes_t *sizes, uint32_t rows);
+uint32_t ideft_cost_token(const ideft_machine_t *machine, const ideft_sizes_t *sizes,
+                          uint32_t rows);
 
 /* Do so many tiles fill the machine well as they are? Depends on their number alone, so that plans
  * whose leaves grow keep their cut. */
 bool ideft_cost_fills(const ideft_machine_t *machine, const ideft_sizes_t *sizes, uint32_t tiles);
 
-/* Parts that the KV of a tile is cut into, when there are so many tiles. cost: of the tile; least: of
- * a token (ideft_cost_token). */
+/* Parts that the KV of a tile is cut into, when there are so many tiles. cost: of the tile; least:
+ * of a token (ideft_cost_token). */
 uint32_t ideft_cost_parts(const ideft_machine_t *machine, const ideft_sizes_t *sizes, uint64_t cost,
                           uint32_t tiles, uint32_t least);
 
-/* On a machine that works in rounds: time of a step whose tiles, of `rows` rows, read `tokens` tokens
- * in all, cut into the best number of parts. */
+/* On a machine that works in rounds: time of a step whose tiles, of `rows` rows, read `tokens`
+ * tokens in all, cut into the best number of parts. */
 uint64_t ideft_cost_time(const ideft_machine_t *machine, const ideft_sizes_t *sizes, uint32_t rows,
                          uint64_t tokens);
 

@@ -5,13 +5,13 @@
 #include "planner.h"
 
 /* Room for _n elements of one of the planner's arrays, or the function returns. */
-#define ROOM(_planner, _vec, _n)                                       \
-    do {                                                               \
+#define ROOM(_planner, _vec, _n)                                        \
+    do {                                                                \
         if (!IDEFT_VEC_ROOM((_planner)->host, &(_planner)->_vec, (_n))) \
-            return ideft_plan_nomem(_planner);                         \
+            return ideft_plan_nomem(_planner);                          \
     } while (0)
 
-/* ---- what is asked for ------------------------------------------------------------------------ */
+/* ---- what is asked for ----------------------------------------------------------------------- */
 
 static deft_status_t request(ideft_planner_t *planner, uint32_t index, size_t n, uint32_t *rows_p)
 {
@@ -21,8 +21,8 @@ static deft_status_t request(ideft_planner_t *planner, uint32_t index, size_t n,
     if (left == 0)
         return ideft_fail(host, DEFT_ERR_EMPTY, "a node has no uncomputed token");
     if (n > left)
-        return ideft_fail(host, DEFT_ERR_STATE, "%zu rows asked of a node with %u uncomputed tokens",
-                          n, left);
+        return ideft_fail(host, DEFT_ERR_STATE,
+                          "%zu rows asked of a node with %u uncomputed tokens", n, left);
     const uint32_t take = n == 0 ? left : (uint32_t)n;
     if (take > IDEFT_MAX_TOKENS - *rows_p)
         return ideft_fail(host, DEFT_ERR_LIMIT, "more than %zu rows", IDEFT_MAX_TOKENS);
@@ -55,7 +55,7 @@ static deft_status_t gather_requests(ideft_planner_t *planner, const ideft_ask_t
     return DEFT_OK;
 }
 
-/* ---- bringing requests into depth-first order -------------------------------------------------- */
+/* ---- bringing requests into depth-first order ------------------------------------------------ */
 
 static bool is_active(const ideft_planner_t *planner, uint32_t node)
 {
@@ -135,7 +135,7 @@ static deft_status_t sort_requests(ideft_planner_t *planner)
     return DEFT_OK;
 }
 
-/* ---- numbering --------------------------------------------------------------------------------- */
+/* ---- numbering ------------------------------------------------------------------------------- */
 
 static inline bool is_visited(const ideft_planner_t *planner, uint32_t node)
 {
@@ -216,8 +216,8 @@ static bool enter_visit(ideft_planner_t *planner, standing_t *standing, uint32_t
 
 /* The part of a request's path that is new, into list[], from the row up. *up_p: the visit that it
  * hangs from. *in_order_p false: the walk has left this visit already. */
-static deft_status_t new_path(ideft_planner_t *planner, const ideft_request_t *req, bool *in_order_p,
-                              uint32_t *up_p)
+static deft_status_t new_path(ideft_planner_t *planner, const ideft_request_t *req,
+                              bool *in_order_p, uint32_t *up_p)
 {
     uint32_t at = req->node;
     planner->list.n = 0;
@@ -265,7 +265,7 @@ static deft_status_t number(ideft_planner_t *planner, bool sorted, bool *in_orde
     return DEFT_OK;
 }
 
-/* ---- the whole of it ----------------------------------------------------------------------------- */
+/* ---- the whole of it ------------------------------------------------------------------------- */
 
 static deft_status_t make_room(ideft_planner_t *planner, uint32_t n_rows)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Patching: decoding grows every leaf by one token a step, and then the last plan is almost this one.
- * Leaves have a spare seg after theirs, for a run that begins elsewhere. */
+/* Patching: decoding grows every leaf by one token a step, and then the last plan is almost this
+ * one. Leaves have a spare seg after theirs, for a run that begins elsewhere. */
 #include "config.h"
 
 #include "planner.h"
@@ -14,8 +14,8 @@ bool ideft_plan_can_patch(const ideft_planner_t *planner, const ideft_ask_t *ask
 }
 
 /* One leaf has grown by the token at `row`. False: its KV has no room in the cut as it stands. */
-static inline bool patch_seg(const ideft_planner_t *planner, ideft_visit_t *v, const ideft_row_t *row,
-                             uint32_t chunk)
+static inline bool patch_seg(const ideft_planner_t *planner, ideft_visit_t *v,
+                             const ideft_row_t *row, uint32_t chunk)
 {
     IDEFT_ASSERT(v->last_seg < planner->seg.n);
     ideft_seg_t *seg = &planner->seg.at[v->last_seg];

@@ -33,16 +33,16 @@ typedef struct ideft_group {
     uint32_t cost; /* of the planner's cost model */
 } ideft_group_t;
 
-/* What always holds: every row is in a group. A row in one group alone has no partial: its output is
- * what that group gives. Of the others, partials of row r are
+/* What always holds: every row is in a group. A row in one group alone has no partial: its output
+ * is what that group gives. Of the others, partials of row r are
  * part_list[part_begin[r] .. part_begin[r + 1]), in the order in which they are joined. */
 typedef struct ideft_plan {
     uint32_t n_rows, n_segs, n_groups, n_parts;
     const ideft_row_t *row;
     const ideft_seg_t *seg; /* seg[].n may be 0: room for a leaf to grow */
     const ideft_group_t *group;
-    const uint32_t *order;          /* [n_groups] most expensive first */
-    const uint32_t *part_begin;     /* [n_rows + 1] */
+    const uint32_t *order;      /* [n_groups] most expensive first */
+    const uint32_t *part_begin; /* [n_rows + 1] */
     const uint32_t *part_list;
     const int32_t *positions, *ids; /* [n_rows] in the caller's order */
     const deft_node_t *nodes;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Making a plan: patch the last one, or bring rows and nodes into order and cut them into groups. */
+/* Making a plan: patch the last one, or bring rows and nodes into order and cut them into
+ * groups. */
 #include "config.h"
 
 #include "planner.h"

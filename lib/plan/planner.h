@@ -2,10 +2,10 @@
 /* From the forest to a plan: host arithmetic alone. The planner reads the forest and the costs of a
  * machine; it knows no device, no bytes and no state of a step.
  *
- * plan_make.c puts the steps together. order.c finds the nodes on the paths of rows by climbing from the rows, and numbers rows and nodes
- * in depth-first order ("visits"); rows that come in another order are sorted first. splits.c makes
- * segs and groups of the visits. A plan whose leaves only grew by one token since is patched (patch.c):
- * O(rows). */
+ * plan_make.c puts the steps together. order.c finds the nodes on the paths of rows by climbing
+ * from the rows, and numbers rows and nodes in depth-first order ("visits"); rows that come in
+ * another order are sorted first. splits.c makes segs and groups of the visits. A plan whose leaves
+ * only grew by one token since is patched (patch.c): O(rows). */
 #ifndef IDEFT_PLANNER_H
 #define IDEFT_PLANNER_H
 
@@ -46,7 +46,8 @@ typedef struct ideft_visit {
     uint32_t slot;             /* of its first token if it is one run, else IDEFT_NONE */
 } ideft_visit_t;
 
-/* A node on the path of a row, while requests are sorted: links are indices, IDEFT_NONE for none. */
+/* A node on the path of a row, while requests are sorted: links are indices, IDEFT_NONE for
+ * none. */
 typedef struct ideft_active {
     uint32_t node;
     uint32_t parent, first_child, last_child, next;
@@ -73,7 +74,8 @@ typedef struct ideft_planner {
     IDEFT_VEC(ideft_active_t) active;
     IDEFT_VEC(ideft_visit_t) visit;
     IDEFT_VEC(uint32_t) list; /* scratch: a path, the visits of a tile */
-    IDEFT_VEC(uint32_t) mark; /* by node: its visit (or active), if that is of this node. Entries of
+    IDEFT_VEC(uint32_t)
+    mark; /* by node: its visit (or active), if that is of this node. Entries of
                                  other nodes are stale (Briggs and Torczon's sparse set, 1993). */
     /* what the plan was made for */
     uint64_t topology;
@@ -93,7 +95,8 @@ void ideft_planner_trim(ideft_planner_t *planner);
 
 /* Make planner->plan. On error the next plan is made afresh; nothing else changes. */
 deft_status_t ideft_plan_make(ideft_planner_t *planner, const ideft_ask_t *ask);
-/* Requests of the plan have been computed: the next plan may be patched from this one. Or it must not. */
+/* Requests of the plan have been computed: the next plan may be patched from this one. Or it must
+ * not. */
 void ideft_plan_ended(ideft_planner_t *planner);
 void ideft_plan_forget(ideft_planner_t *planner);
 /* stats.c: fill all but the size of the struct. */
@@ -107,14 +110,15 @@ static inline deft_status_t ideft_plan_nomem(const ideft_planner_t *planner)
     return ideft_fail(planner->host, DEFT_ERR_NOMEM, "no memory for a plan");
 }
 
-/* order.c: requests, rows and visits of what is asked for. DEFT_ERR_EMPTY, DEFT_ERR_UNCOMPUTED, ... */
+/* order.c: requests, rows and visits of what is asked for. DEFT_ERR_EMPTY, DEFT_ERR_UNCOMPUTED,
+ * ... */
 deft_status_t ideft_plan_order(ideft_planner_t *planner, const ideft_ask_t *ask);
 /* splits.c: segs, groups, partials and order from the visits. Sets cut_stays. */
 deft_status_t ideft_plan_cut(ideft_planner_t *planner);
 /* patch.c: can the last plan, with leaves one token longer, become this one? */
 bool ideft_plan_can_patch(const ideft_planner_t *planner, const ideft_ask_t *ask);
-/* Patch it. False: it cannot be, and is half patched: make it afresh. *cut_again_p: ideft_plan_cut()
- * has to follow. */
+/* Patch it. False: it cannot be, and is half patched: make it afresh. *cut_again_p:
+ * ideft_plan_cut() has to follow. */
 bool ideft_plan_patch(ideft_planner_t *planner, bool *cut_again_p);
 
 #endif

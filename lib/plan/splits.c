@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Splits: from visits (nodes in depth-first order, each with the interval of rows that see it) to
- * groups. All splits are one walk with other borders: which rows form a tile, and where the tile's KV,
- * taken in depth-first order, is cut. Within a tile a row meets the groups in the order of its path, so
- * the order of its partials is fixed by the tree. */
+ * groups. All splits are one walk with other borders: which rows form a tile, and where the tile's
+ * KV, taken in depth-first order, is cut. Within a tile a row meets the groups in the order of its
+ * path, so the order of its partials is fixed by the tree. */
 #include "config.h"
 
 #include <string.h>
@@ -73,9 +73,9 @@ static void push_seg(cutter_t *c, const ideft_seg_t *seg)
         c->planner->seg.at[c->planner->seg.n++] = *seg;
 }
 
-/* The first row of the tile that sees the node's token at `offset`. The rows before it are rows of the
- * node itself, of earlier tokens; every row after it sees the token too, up to the end of the node's
- * interval. */
+/* The first row of the tile that sees the node's token at `offset`. The rows before it are rows of
+ * the node itself, of earlier tokens; every row after it sees the token too, up to the end of the
+ * node's interval. */
 static uint32_t first_row(const cutter_t *c, const ideft_visit_t *v, uint32_t offset)
 {
     const uint32_t pos = v->start + offset;
@@ -243,7 +243,8 @@ static void cut_sequence(cutter_t *c, uint32_t *list)
     for (uint32_t i = 0; i < planner->visit.n; i++)
         tiles += (planner->visit.at[i].n_self + step - 1) / step;
     for (uint32_t i = 0; i < planner->visit.n && !c->failed; i++) {
-        const uint32_t begin = planner->visit.at[i].row_begin, end = begin + planner->visit.at[i].n_self;
+        const uint32_t begin = planner->visit.at[i].row_begin,
+                       end = begin + planner->visit.at[i].n_self;
         for (uint32_t r = begin; r < end && !c->failed; r += step) {
             c->row_begin = r;
             c->row_end = ideft_min(end, r + step);
@@ -308,8 +309,8 @@ static uint32_t even_rows(uint32_t n_rows, uint32_t rows)
     return (n_rows + tiles - 1) / tiles;
 }
 
-/* Rows of a tile where whole tiles do not fill a machine that takes units in rounds: many read shared
- * KV less often, few make more units that need no partials. */
+/* Rows of a tile where whole tiles do not fill a machine that takes units in rounds: many read
+ * shared KV less often, few make more units that need no partials. */
 static uint32_t fewer_rows(const cutter_t *c, uint32_t most)
 {
     const uint32_t n_rows = c->sizes.n_rows;
@@ -368,14 +369,14 @@ static void cut_auto(cutter_t *c, uint32_t *list)
     }
 }
 
-/* ---- partials and order ------------------------------------------------------------------------ */
+/* ---- partials and order ---------------------------------------------------------------------- */
 
 /* A row in one group alone gets its output from it; the others get a partial from each of theirs.
  *
  * Rows of a group are an interval, so counting is a sum of differences: +1 where a group begins, -1
- * where it ends. part_begin has room for two arrays: the counts lie in its second half; in the first,
- * entry r + 1 starts as the first place of row r's list and moves on with every partial that is
- * entered, so that it ends as the first place of row r + 1's:
+ * where it ends. part_begin has room for two arrays: the counts lie in its second half; in the
+ * first, entry r + 1 starts as the first place of row r's list and moves on with every partial that
+ * is entered, so that it ends as the first place of row r + 1's:
  *
  *     rows in 1, 3, 2 groups:   places   [0 | 0 0 3]   then filled   [0 | 0 3 5] */
 static bool number_partials(ideft_planner_t *planner)

@@ -11,7 +11,8 @@ typedef struct tokens {
     uint64_t pairs;   /* rows x tokens of their tree */
 } tokens_t;
 
-/* Tokens that the visit's own rows see on their paths, through a window. Cost: the nodes in it, a row. */
+/* Tokens that the visit's own rows see on their paths, through a window. Cost: the nodes in it, a
+ * row. */
 static uint64_t seen_through(const ideft_planner_t *planner, uint32_t visit, uint32_t window)
 {
     const ideft_visit_t *own = &planner->visit.at[visit];
@@ -20,7 +21,8 @@ static uint64_t seen_through(const ideft_planner_t *planner, uint32_t visit, uin
         const uint32_t first = pos >= window ? pos - window + 1 : 0;
         for (uint32_t at = visit; at != IDEFT_NONE; at = planner->visit.at[at].parent) {
             const ideft_visit_t *v = &planner->visit.at[at];
-            const uint32_t lo = ideft_max(v->start, first), hi = ideft_min(v->start + v->n, pos + 1);
+            const uint32_t lo = ideft_max(v->start, first),
+                           hi = ideft_min(v->start + v->n, pos + 1);
             seen += hi > lo ? hi - lo : 0;
             if (v->start <= first)
                 break;
@@ -29,8 +31,8 @@ static uint64_t seen_through(const ideft_planner_t *planner, uint32_t visit, uin
     return seen;
 }
 
-/* Of a visit, tokens times the rows that see them: all for rows below, up to its own position for each of
- * its own rows. */
+/* Of a visit, tokens times the rows that see them: all for rows below, up to its own position for
+ * each of its own rows. */
 static uint64_t seen_by_all(const ideft_visit_t *v)
 {
     const uint64_t below = v->row_end - v->row_begin - v->n_self, n = v->n_self;

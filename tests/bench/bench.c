@@ -52,7 +52,7 @@ double bench_median(double *x, size_t n)
     return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
-/* ---- trees ------------------------------------------------------------------------------------- */
+/* ---- trees ----------------------------------------------------------------------------------- */
 
 static uint32_t parse_list(const char **at, uint32_t *list)
 {
@@ -133,11 +133,13 @@ void bench_values(float *x, size_t n, uint32_t layer, int plane, deft_node_t nod
     if (normal[0] == 0.0f) { /* Box-Muller, once */
         for (uint32_t i = 0; i < 65536; i++) {
             const uint64_t r = mix(i + 1);
-            const double u = ((double)(r >> 32) + 1) / 4294967297.0, v = (double)(uint32_t)r / 4294967296.0;
+            const double u = ((double)(r >> 32) + 1) / 4294967297.0,
+                         v = (double)(uint32_t)r / 4294967296.0;
             normal[i] = (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
         }
     }
-    uint64_t s = mix(node * 0x9e3779b97f4a7c15u + (uint64_t)(uint32_t)pos * 4 + (uint64_t)plane) ^ mix(layer + 77);
+    uint64_t s = mix(node * 0x9e3779b97f4a7c15u + (uint64_t)(uint32_t)pos * 4 + (uint64_t)plane) ^
+                 mix(layer + 77);
     for (size_t i = 0; i < n; i += 4) {
         s = s * 6364136223846793005u + 1442695040888963407u;
         const uint64_t r = s ^ s >> 29;
@@ -166,7 +168,8 @@ void bench_softmax_v(const double *score, const float *v, size_t n, uint32_t D, 
 void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_floats)
 {
     enum { ROWS = 512 };
-    float *k = bench_alloc(ROWS * kv_floats * sizeof(float)), *v = bench_alloc(ROWS * kv_floats * sizeof(float));
+    float *k = bench_alloc(ROWS * kv_floats * sizeof(float)),
+          *v = bench_alloc(ROWS * kv_floats * sizeof(float));
     const deft_node_t root = deft_tree_root(tree);
     for (deft_node_t node = root; node != DEFT_NODE_NONE; node = deft_tree_next(tree, root, node)) {
         for (;;) {
@@ -194,7 +197,7 @@ void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_f
     free(v);
 }
 
-/* ---- threads ------------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 typedef struct worker {
     pthread_t thread;
@@ -237,7 +240,7 @@ double bench_parallel(int threads, void (*fn)(void *arg, int thread), void *arg)
     return end - begin;
 }
 
-/* ---- limits --------------------------------------------------------------------------------------- */
+/* ---- limits ---------------------------------------------------------------------------------- */
 
 typedef struct reader {
     const unsigned char *at;
@@ -410,7 +413,8 @@ static double peak_of(double (*fn)(void), int threads)
     double best = 0;
     for (int i = 0; i < 6; i++) {
         peak_t p = { fn, 0 };
-        const double t = bench_parallel(threads, run_peak, &p), g = p.operations * threads / t * 1e-9;
+        const double t = bench_parallel(threads, run_peak, &p),
+                     g = p.operations * threads / t * 1e-9;
         best = g > best ? g : best;
     }
     return best;
@@ -418,7 +422,9 @@ static double peak_of(double (*fn)(void), int threads)
 
 deft_dtype_t bench_type(const char *name)
 {
-    static const char *const names[] = { [DEFT_F32] = "f32", [DEFT_F16] = "f16", [DEFT_BF16] = "bf16" };
+    static const char *const names[] = {
+        [DEFT_F32] = "f32", [DEFT_F16] = "f16", [DEFT_BF16] = "bf16"
+    };
 
     for (int t = DEFT_F32; t <= DEFT_BF16; t++)
         if (strcmp(name, names[t]) == 0)

@@ -19,14 +19,14 @@ int bench_model(int argc, char **argv);
 int bench_replay(int argc, char **argv);
 
 /* End with a message unless a call of the library succeeds. */
-#define BENCH_CHECK(_ctx, _call)                                                            \
-    do {                                                                                    \
-        deft_status_t status_ = (_call);                                                    \
-        if (status_ != DEFT_OK) {                                                           \
-            fprintf(stderr, "deft_bench: %s:%d: %s: %s\n", __FILE__, __LINE__,              \
-                    deft_status_name(status_), deft_last_error(_ctx));                      \
-            exit(1);                                                                        \
-        }                                                                                   \
+#define BENCH_CHECK(_ctx, _call)                                               \
+    do {                                                                       \
+        deft_status_t status_ = (_call);                                       \
+        if (status_ != DEFT_OK) {                                              \
+            fprintf(stderr, "deft_bench: %s:%d: %s: %s\n", __FILE__, __LINE__, \
+                    deft_status_name(status_), deft_last_error(_ctx));         \
+            exit(1);                                                           \
+        }                                                                      \
     } while (0)
 
 void bench_die(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));

@@ -14,8 +14,9 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const default_trees[] = { "1,2,64/8,256,32", "1,16,64/1024,256,32", "1,20/4000,200",
-                                             "1,50/4000,200",   "1,10/4000,400",       "1,1024/2048,32" };
+static const char *const default_trees[] = { "1,2,64/8,256,32", "1,16,64/1024,256,32",
+                                             "1,20/4000,200",   "1,50/4000,200",
+                                             "1,10/4000,400",   "1,1024/2048,32" };
 const char *const bench_splits[SPLITS] = { "auto", "node", "node-chunk", "flatten", "sequence" };
 typedef struct run {
     deft_ctx_t *ctx;
@@ -27,7 +28,7 @@ typedef struct run {
     float *q, *o, *k, *v;
 } run_t;
 
-/* ---- verifying -------------------------------------------------------------------------------- */
+/* ---- verifying ------------------------------------------------------------------------------- */
 
 static float stored(deft_dtype_t type, float x)
 {
@@ -52,7 +53,8 @@ static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h,
     double *score = bench_alloc(total * sizeof(*score));
     float *values = bench_alloc(n * sizeof(*values)), *v = bench_alloc(total * D * sizeof(*v));
     size_t t = 0;
-    for (deft_node_t node = run->leaves[leaf]; node != DEFT_NODE_NONE; node = deft_tree_parent(run->tree, node)) {
+    for (deft_node_t node = run->leaves[leaf]; node != DEFT_NODE_NONE;
+         node = deft_tree_parent(run->tree, node)) {
         deft_node_info_t info = { .struct_size = sizeof(info) };
         BENCH_CHECK(run->ctx, deft_tree_node(run->tree, node, &info));
         for (size_t i = 0; i < info.len; i++, t++) {
@@ -106,7 +108,7 @@ static double tolerance(const run_t *run)
     return info.kv_type == DEFT_F32 ? 2e-6 : 1e-5;
 }
 
-/* ---- timing ------------------------------------------------------------------------------------ */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 static deft_step_t open_step(const run_t *run, deft_split_t split, uint64_t flags)
 {
@@ -127,8 +129,8 @@ static deft_step_t open_step(const run_t *run, deft_split_t split, uint64_t flag
     return step;
 }
 
-static double time_split(const run_t *run, deft_split_t split, uint64_t flags, int reps, double *error,
-                         deft_step_stats_t *stats)
+static double time_split(const run_t *run, deft_split_t split, uint64_t flags, int reps,
+                         double *error, deft_step_stats_t *stats)
 {
     deft_step_t step = open_step(run, split, flags);
     const size_t floats = run->n_leaves * run->cell->H * run->cell->D;
@@ -146,7 +148,8 @@ static double time_split(const run_t *run, deft_split_t split, uint64_t flags, i
     int n = 0;
     for (; n < reps && (n < 3 || spent < 2.0); n++) {
         const double begin = bench_now();
-        BENCH_CHECK(run->ctx, deft_step_attend(step, (uint32_t)(n + 1) % run->layers, run->q, run->o));
+        BENCH_CHECK(run->ctx,
+                    deft_step_attend(step, (uint32_t)(n + 1) % run->layers, run->q, run->o));
         t[n] = bench_now() - begin;
         spent += t[n];
     }
@@ -189,7 +192,8 @@ static void measure(cell_t *c, const options_t *opt)
     for (int s = 1; s < SPLITS && !opt->only_auto; s++)
         c->ms[s] = time_split(&run, (deft_split_t)s, 0, opt->reps, &c->worst_error, NULL);
     if (!opt->only_auto)
-        c->invariant_ms = time_split(&run, DEFT_SPLIT_AUTO, DEFT_STEP_INVARIANT, opt->reps, &c->worst_error, NULL);
+        c->invariant_ms = time_split(&run, DEFT_SPLIT_AUTO, DEFT_STEP_INVARIANT, opt->reps,
+                                     &c->worst_error, NULL);
     const double again = time_split(&run, DEFT_SPLIT_AUTO, 0, opt->reps, &c->worst_error, NULL);
     c->ms[0] = again < c->ms[0] ? again : c->ms[0];
     /* the limit, measured right after, with the same threads */
@@ -207,7 +211,7 @@ static void measure(cell_t *c, const options_t *opt)
     free(run.o);
 }
 
-/* ---- the table ---------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static const char *type_name(deft_dtype_t type)
 {
@@ -229,22 +233,23 @@ static void print_gpu_cell(const cell_t *c, const options_t *opt)
 {
     char heads[24], share[16];
     snprintf(heads, sizeof(heads), "%u/%u", c->H, c->Hkv);
-    printf("%-58s %5s %4u %-5s %5zu %7.1f %7.1f%c %7.1f %6.2f %6s %7.1f", c->tree, heads, c->D, type_name(c->type),
-           c->n_leaves, (double)c->stats.kv_unique_bytes / (1 << 20), c->limit_ms * 1e3,
-           c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0] * 1e3, c->ms[0] / c->limit_ms, share_of_peer(c, share),
-           c->plan_us);
+    printf("%-58s %5s %4u %-5s %5zu %7.1f %7.1f%c %7.1f %6.2f %6s %7.1f", c->tree, heads, c->D,
+           type_name(c->type), c->n_leaves, (double)c->stats.kv_unique_bytes / (1 << 20),
+           c->limit_ms * 1e3, c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0] * 1e3,
+           c->ms[0] / c->limit_ms, share_of_peer(c, share), c->plan_us);
     if (!opt->only_auto)
-        printf(" %8.1f %8.1f %8.1f %8.1f %8.1f", c->ms[1] * 1e3, c->ms[2] * 1e3, c->ms[3] * 1e3, c->ms[4] * 1e3,
-               c->invariant_ms * 1e3);
+        printf(" %8.1f %8.1f %8.1f %8.1f %8.1f", c->ms[1] * 1e3, c->ms[2] * 1e3, c->ms[3] * 1e3,
+               c->ms[4] * 1e3, c->invariant_ms * 1e3);
     printf("  %4zu %6zu  %.1e\n", c->stats.groups, c->stats.partials, c->worst_error);
     fflush(stdout);
 }
 
 static void print_gpu_head(const options_t *opt)
 {
-    printf("microseconds a layer, cold L2, graph replay; limit: (r)eading or (c)omputing; peer: auto over the best of others\n"
-           "%-58s %5s %4s %-5s %5s %7s %8s %7s %6s %6s %7s", "tree", "heads", "dim", "kv", "rows", "MiB", "limit", "auto",
-           "ratio", "peer", "plan");
+    printf("microseconds a layer, cold L2, graph replay; limit: (r)eading or (c)omputing; peer: "
+           "auto over the best of others\n"
+           "%-58s %5s %4s %-5s %5s %7s %8s %7s %6s %6s %7s",
+           "tree", "heads", "dim", "kv", "rows", "MiB", "limit", "auto", "ratio", "peer", "plan");
     if (!opt->only_auto)
         printf(" %8s %8s %8s %8s %8s", "node", "chunk", "flatten", "sequence", "invar");
     printf("  %4s %6s  error\n", "grps", "parts");
@@ -256,16 +261,21 @@ static void print_cell(const cell_t *c, const options_t *opt)
     if (opt->cuda && !opt->json) {
         print_gpu_cell(c, opt);
     } else if (opt->json) {
-        printf("{\"tree\":\"%s\",\"heads\":\"%u/%u\",\"dim\":%u,\"kv\":\"%s\",\"limit_ms\":%.4f,\"read_ms\":%.4f,"
-               "\"compute_ms\":%.4f,\"auto_ms\":%.4f,\"node_ms\":%.4f,\"chunk_ms\":%.4f,\"flatten_ms\":%.4f,"
+        printf("{\"tree\":\"%s\",\"heads\":\"%u/"
+               "%u\",\"dim\":%u,\"kv\":\"%s\",\"limit_ms\":%.4f,\"read_ms\":%.4f,"
+               "\"compute_ms\":%.4f,\"auto_ms\":%.4f,\"node_ms\":%.4f,\"chunk_ms\":%.4f,\"flatten_"
+               "ms\":%.4f,"
                "\"sequence_ms\":%.4f,\"invariant_ms\":%.4f,\"ratio\":%.3f,\"error\":%.2e}\n",
-               c->tree, c->H, c->Hkv, c->D, type_name(c->type), c->limit_ms, c->read_ms, c->compute_ms, c->ms[0],
-               c->ms[1], c->ms[2], c->ms[3], c->ms[4], c->invariant_ms, ratio, c->worst_error);
+               c->tree, c->H, c->Hkv, c->D, type_name(c->type), c->limit_ms, c->read_ms,
+               c->compute_ms, c->ms[0], c->ms[1], c->ms[2], c->ms[3], c->ms[4], c->invariant_ms,
+               ratio, c->worst_error);
     } else {
-        printf("%-22s %5u/%-3u %4u %-5s %8.2f%c %8.2f %6.2f", c->tree, c->H, c->Hkv, c->D, type_name(c->type),
-               c->limit_ms, c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0], ratio);
+        printf("%-22s %5u/%-3u %4u %-5s %8.2f%c %8.2f %6.2f", c->tree, c->H, c->Hkv, c->D,
+               type_name(c->type), c->limit_ms, c->read_ms > c->compute_ms ? 'r' : 'c', c->ms[0],
+               ratio);
         if (!opt->only_auto)
-            printf(" %8.2f %8.2f %8.2f %8.2f %8.2f", c->ms[1], c->ms[2], c->ms[3], c->ms[4], c->invariant_ms);
+            printf(" %8.2f %8.2f %8.2f %8.2f %8.2f", c->ms[1], c->ms[2], c->ms[3], c->ms[4],
+                   c->invariant_ms);
         printf("  %.1e\n", c->worst_error);
     }
     fflush(stdout);
@@ -279,8 +289,10 @@ static void print_head(const options_t *opt)
         print_gpu_head(opt);
         return;
     }
-    printf("milliseconds a layer, %u threads, cold; limit: (r)eading or (c)omputing\n", opt->threads);
-    printf("%-22s %9s %4s %-5s %9s %8s %6s", "tree", "heads", "dim", "kv", "limit", "auto", "ratio");
+    printf("milliseconds a layer, %u threads, cold; limit: (r)eading or (c)omputing\n",
+           opt->threads);
+    printf("%-22s %9s %4s %-5s %9s %8s %6s", "tree", "heads", "dim", "kv", "limit", "auto",
+           "ratio");
     if (!opt->only_auto)
         printf(" %8s %8s %8s %8s %8s", "node", "chunk", "flatten", "sequence", "invar");
     printf("  error\n");
@@ -310,8 +322,8 @@ static void summary(const cell_t *cells, int n, const options_t *opt)
     putchar('\n');
 }
 
-static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, uint32_t dim, const char *kv,
-                    double peer_us)
+static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, uint32_t dim,
+                    const char *kv, double peer_us)
 {
     cell_t *c = &cells[n];
     if (n == MAX_CELLS)
@@ -326,7 +338,8 @@ static int add_cell(cell_t *cells, int n, const char *tree, const char *heads, u
     return n + 1;
 }
 
-/* A table file: a line a cell, "TREE HEADS [DIM [KV [MICROSECONDS]]]", the last the best time of others. */
+/* A table file: a line a cell, "TREE HEADS [DIM [KV [MICROSECONDS]]]", the last the best time of
+ * others. */
 static int read_table(const char *path, cell_t *cells, int n)
 {
     char line[256], tree[96], heads[32], kv[8];
@@ -337,7 +350,8 @@ static int read_table(const char *path, cell_t *cells, int n)
         unsigned dim = 0;
         double peer_us = 0;
         strcpy(kv, "f32");
-        if (line[0] != '#' && sscanf(line, "%95s %31s %u %7s %lf", tree, heads, &dim, kv, &peer_us) >= 2)
+        if (line[0] != '#' &&
+            sscanf(line, "%95s %31s %u %7s %lf", tree, heads, &dim, kv, &peer_us) >= 2)
             n = add_cell(cells, n, tree, heads, dim, kv, peer_us);
     }
     fclose(file);
@@ -347,8 +361,10 @@ static int read_table(const char *path, cell_t *cells, int n)
 static int usage(int status)
 {
     fprintf(status == 0 ? stdout : stderr,
-            "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv f32|f16|bf16]...\n"
-            "                         [--table FILE] [--backend cpu|cuda] [--threads N] [--isa 2..5] [--reps N]\n"
+            "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv "
+            "f32|f16|bf16]...\n"
+            "                         [--table FILE] [--backend cpu|cuda] [--threads N] [--isa "
+            "2..5] [--reps N]\n"
             "                         [--auto] [--prefill] [--json]\n"
             "Time of one layer's tree attention beside its limit, every split verified first.\n");
     return status;
@@ -379,34 +395,52 @@ static void measure_gpu(cell_t *c, const options_t *opt)
 
 int bench_attend(int argc, char **argv)
 {
-    static const struct option longs[] = {
-        { "tree", 1, 0, 't' },    { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },  { "kv", 1, 0, 'k' },
-        { "table", 1, 0, 'f' },   { "threads", 1, 0, 'n' }, { "isa", 1, 0, 'i' }, { "reps", 1, 0, 'r' },
-        { "backend", 1, 0, 'b' }, { "prefill", 0, 0, 'p' }, { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },  { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+    static const struct option longs[] = { { "tree", 1, 0, 't' },    { "heads", 1, 0, 'H' },
+                                           { "dim", 1, 0, 'd' },     { "kv", 1, 0, 'k' },
+                                           { "table", 1, 0, 'f' },   { "threads", 1, 0, 'n' },
+                                           { "isa", 1, 0, 'i' },     { "reps", 1, 0, 'r' },
+                                           { "backend", 1, 0, 'b' }, { "prefill", 0, 0, 'p' },
+                                           { "auto", 0, 0, 'a' },    { "json", 0, 0, 'j' },
+                                           { "help", 0, 0, 'h' },    { 0, 0, 0, 0 } };
     static cell_t cells[MAX_CELLS];
     const char *trees[64], *heads[16], *kvs[4], *table = NULL;
     int n_trees = 0, n_heads = 0, n_kvs = 0, n = 0;
     uint32_t dim = 0;
     options_t opt = { .threads = 2, .reps = 15 };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
-        if (c == 't' && n_trees < 64) trees[n_trees++] = optarg;
-        else if (c == 'H' && n_heads < 16) heads[n_heads++] = optarg;
-        else if (c == 'k' && n_kvs < 4) kvs[n_kvs++] = optarg;
-        else if (c == 'd') dim = (uint32_t)atoi(optarg);
-        else if (c == 'f') table = optarg;
-        else if (c == 'n') opt.threads = (uint32_t)atoi(optarg);
-        else if (c == 'i') opt.isa = (deft_isa_t)atoi(optarg);
-        else if (c == 'r') opt.reps = atoi(optarg);
-        else if (c == 'b' && (strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0)) opt.cuda = optarg[1] == 'u';
-        else if (c == 'p') opt.prefill = 1;
-        else if (c == 'a') opt.only_auto = 1;
-        else if (c == 'j') opt.json = 1;
-        else return usage(c == 'h' ? 0 : 2);
+        if (c == 't' && n_trees < 64)
+            trees[n_trees++] = optarg;
+        else if (c == 'H' && n_heads < 16)
+            heads[n_heads++] = optarg;
+        else if (c == 'k' && n_kvs < 4)
+            kvs[n_kvs++] = optarg;
+        else if (c == 'd')
+            dim = (uint32_t)atoi(optarg);
+        else if (c == 'f')
+            table = optarg;
+        else if (c == 'n')
+            opt.threads = (uint32_t)atoi(optarg);
+        else if (c == 'i')
+            opt.isa = (deft_isa_t)atoi(optarg);
+        else if (c == 'r')
+            opt.reps = atoi(optarg);
+        else if (c == 'b' && (strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0))
+            opt.cuda = optarg[1] == 'u';
+        else if (c == 'p')
+            opt.prefill = 1;
+        else if (c == 'a')
+            opt.only_auto = 1;
+        else if (c == 'j')
+            opt.json = 1;
+        else
+            return usage(c == 'h' ? 0 : 2);
     }
     if (opt.threads == 0 || opt.reps < 1 || (opt.prefill && !opt.cuda))
         return usage(2);
-    if (n_heads == 0) heads[n_heads++] = "32/8", heads[n_heads++] = "32/32", heads[n_heads++] = "9/3";
-    if (n_kvs == 0) kvs[n_kvs++] = opt.cuda ? "f16" : "f32", kvs[n_kvs++] = "bf16";
+    if (n_heads == 0)
+        heads[n_heads++] = "32/8", heads[n_heads++] = "32/32", heads[n_heads++] = "9/3";
+    if (n_kvs == 0)
+        kvs[n_kvs++] = opt.cuda ? "f16" : "f32", kvs[n_kvs++] = "bf16";
     for (; n_trees == 0 && n < 6; n++)
         trees[n] = default_trees[n];
     n_trees += n;

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* deft_bench attend --backend cuda: attention of one layer on the GPU, cold, beside its limit.
  *
- * limit = the larger of the time of a kernel that reads the unique KV, q and o once, measured in the
- * same way, and 4 * head_dim * query heads * (sum of path lengths) operations at 790 TFLOP/s (what
- * cuBLAS reaches in bf16 on an H200) plus an empty launch. Each call is a graph replay between two
- * events, after 256 MB were cleared so that the L2 holds nothing of use; the median of many. K and V
- * are written through the library, their values are functions of (node, position, head, d), so that
- * the reference has them again on the host; every split is verified before it is timed. */
+ * limit = the larger of the time of a kernel that reads the unique KV, q and o once, measured in
+ * the same way, and 4 * head_dim * query heads * (sum of path lengths) operations at 790 TFLOP/s
+ * (what cuBLAS reaches in bf16 on an H200) plus an empty launch. Each call is a graph replay
+ * between two events, after 256 MB were cleared so that the L2 holds nothing of use; the median of
+ * many. K and V are written through the library, their values are functions of (node, position,
+ * head, d), so that the reference has them again on the host; every split is verified before it is
+ * timed. */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -46,7 +47,7 @@ struct run {
     size_t rows;
 };
 
-/* ---- values -------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 __host__ __device__ inline uint64_t mix(uint64_t x)
 {
@@ -60,15 +61,18 @@ __host__ __device__ inline uint64_t mix(uint64_t x)
 /* A sum of four uniforms: variance 1, the same bits on host and device. */
 __host__ __device__ inline float value(uint64_t node, int32_t pos, int plane, uint32_t i)
 {
-    const uint64_t r = mix(mix(node * 4 + (uint64_t)plane) + (uint64_t)(uint32_t)pos * 0x9e3779b97f4a7c15u + i);
+    const uint64_t r =
+        mix(mix(node * 4 + (uint64_t)plane) + (uint64_t)(uint32_t)pos * 0x9e3779b97f4a7c15u + i);
     const int sum = (int)((r & 65535) + (r >> 16 & 65535) + (r >> 32 & 65535) + (r >> 48));
     return (float)(sum - 131070) * 0x1.bb67aep-16f;
 }
 
-template <typename T> __global__ void fill_kernel(T *to, const uint64_t *nodes, const int32_t *pos, int plane, size_t rows,
-                                                  uint32_t width)
+template <typename T>
+__global__ void fill_kernel(T *to, const uint64_t *nodes, const int32_t *pos, int plane,
+                            size_t rows, uint32_t width)
 {
-    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < rows * width; i += gridDim.x * (size_t)blockDim.x)
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < rows * width;
+         i += gridDim.x * (size_t)blockDim.x)
         to[i] = (T)value(nodes[i / width], pos[i / width], plane, (uint32_t)(i % width));
 }
 
@@ -94,24 +98,26 @@ __global__ void read_kernel(const uint4 *from, size_t n, uint32_t *to)
         *to = x;
 }
 
-__global__ void empty_kernel()
-{
-}
+__global__ void empty_kernel() {}
 
 /* Rows of the open step into a device buffer. */
 void fill(run *r, deft_step_t step, void *to, int plane, uint32_t width)
 {
     const size_t rows = deft_step_tokens(step);
-    GPU(cudaMemcpyAsync(r->nodes, deft_step_nodes(step), rows * sizeof(*r->nodes), cudaMemcpyHostToDevice, gpu_.stream));
-    GPU(cudaMemcpyAsync(r->pos, deft_step_positions(step), rows * sizeof(*r->pos), cudaMemcpyHostToDevice, gpu_.stream));
+    GPU(cudaMemcpyAsync(r->nodes, deft_step_nodes(step), rows * sizeof(*r->nodes),
+                        cudaMemcpyHostToDevice, gpu_.stream));
+    GPU(cudaMemcpyAsync(r->pos, deft_step_positions(step), rows * sizeof(*r->pos),
+                        cudaMemcpyHostToDevice, gpu_.stream));
     if (r->cell->type == DEFT_F16)
-        fill_kernel<<<1024, 256, 0, gpu_.stream>>>((__half *)to, r->nodes, r->pos, plane, rows, width);
+        fill_kernel<<<1024, 256, 0, gpu_.stream>>>((__half *)to, r->nodes, r->pos, plane, rows,
+                                                   width);
     else
-        fill_kernel<<<1024, 256, 0, gpu_.stream>>>((__nv_bfloat16 *)to, r->nodes, r->pos, plane, rows, width);
+        fill_kernel<<<1024, 256, 0, gpu_.stream>>>((__nv_bfloat16 *)to, r->nodes, r->pos, plane,
+                                                   rows, width);
     GPU(cudaGetLastError());
 }
 
-/* ---- timing -------------------------------------------------------------------------------------- */
+/* ---- timing ---------------------------------------------------------------------------------- */
 
 double replay(cudaGraphExec_t graph, int reps)
 {
@@ -157,15 +163,18 @@ double time_reading(size_t bytes, int reps)
     double best = 1e30;
     for (int threads = 256; threads <= 1024; threads *= 2) {
         const int blocks = gpu_.n_sm * (2048 / threads);
-        const double ms = time_captured([&] {
-            read_kernel<<<blocks, threads, 0, gpu_.stream>>>((const uint4 *)gpu_.read, bytes / 16, (uint32_t *)gpu_.clear);
-        }, reps);
+        const double ms = time_captured(
+            [&] {
+                read_kernel<<<blocks, threads, 0, gpu_.stream>>>(
+                    (const uint4 *)gpu_.read, bytes / 16, (uint32_t *)gpu_.clear);
+            },
+            reps);
         best = ms < best ? ms : best;
     }
     return best;
 }
 
-/* ---- verifying ----------------------------------------------------------------------------------- */
+/* ---- verifying ------------------------------------------------------------------------------- */
 
 float stored(deft_dtype_t type, float x)
 {
@@ -179,7 +188,8 @@ void reference(const run *r, size_t leaf, size_t last, uint32_t h, double *out)
     const uint32_t D = c->D, kv = h / (c->H / c->Hkv);
     const size_t total = deft_tree_path_len(r->tree, r->leaves[leaf]);
     double *score = (double *)bench_alloc(total * sizeof(*score));
-    float *q = (float *)bench_alloc(D * sizeof(*q)), *v = (float *)bench_alloc(total * D * sizeof(*v));
+    float *q = (float *)bench_alloc(D * sizeof(*q)),
+          *v = (float *)bench_alloc(total * D * sizeof(*v));
     size_t t = 0;
     for (uint32_t d = 0; d < D; d++)
         q[d] = stored(c->type, value(r->leaves[leaf], (int32_t)last, BENCH_Q, h * D + d));
@@ -218,12 +228,13 @@ void make_samples(const run *r, bool prefill, sample *s)
         s[i].row = (size_t)i * (r->rows - 1) / (SAMPLES - 1);
         s[i].h = (uint32_t)i * 7 % r->cell->H;
         const size_t leaf = prefill ? 0 : s[i].row;
-        reference(r, leaf, prefill ? s[i].row : deft_tree_path_len(r->tree, r->leaves[leaf]) - 1, s[i].h, s[i].ref);
+        reference(r, leaf, prefill ? s[i].row : deft_tree_path_len(r->tree, r->leaves[leaf]) - 1,
+                  s[i].h, s[i].ref);
     }
 }
 
-/* Largest relative norm error of the samples; dies where an output was not written. Rows of the step
- * are in the order of the leaves. */
+/* Largest relative norm error of the samples; dies where an output was not written. Rows of the
+ * step are in the order of the leaves. */
 double verify(const run *r, const sample *s)
 {
     const cell_t *c = r->cell;
@@ -255,7 +266,7 @@ double verify(const run *r, const sample *s)
     return worst;
 }
 
-/* ---- a cell -------------------------------------------------------------------------------------- */
+/* ---- a cell ---------------------------------------------------------------------------------- */
 
 /* Compute all tokens but the last of each leaf, some thousand rows a step. */
 void fill_tree(run *r)
@@ -272,7 +283,8 @@ void fill_tree(run *r)
             deft_node_info_t info = {};
             info.struct_size = sizeof(info);
             BENCH_CHECK(r->ctx, deft_tree_node(r->tree, node, &info));
-            const size_t left = info.len - (info.n_children == 0) - done, take = left < room ? left : room;
+            const size_t left = info.len - (info.n_children == 0) - done,
+                         take = left < room ? left : room;
             if (take > 0) {
                 rows[n].tree = r->tree;
                 rows[n].node = node;
@@ -296,7 +308,8 @@ void fill_tree(run *r)
     }
 }
 
-double time_split(run *r, int split, uint64_t flags, const sample *s, int reps, deft_step_stats_t *stats)
+double time_split(run *r, int split, uint64_t flags, const sample *s, int reps,
+                  deft_step_stats_t *stats)
 {
     cell_t *c = r->cell;
     deft_step_t step;
@@ -321,11 +334,13 @@ double time_split(run *r, int split, uint64_t flags, const sample *s, int reps, 
     fill(r, step, r->q, BENCH_Q, c->H * c->D);
     BENCH_CHECK(r->ctx, deft_step_write(step, 0, r->k, r->v));
     GPU(cudaMemsetAsync(r->o, 0xff, r->rows * c->H * c->D * 2, gpu_.stream));
-    const double ms = time_captured([&] { BENCH_CHECK(r->ctx, deft_step_attend(step, 0, r->q, r->o)); }, reps);
+    const double ms =
+        time_captured([&] { BENCH_CHECK(r->ctx, deft_step_attend(step, 0, r->q, r->o)); }, reps);
     const double error = verify(r, s);
     c->worst_error = error > c->worst_error || error != error ? error : c->worst_error;
     if (!(error < 4e-3))
-        printf("  WRONG: %s %u/%u %s: relative error %.2e\n", c->tree, c->H, c->Hkv, bench_splits[split], error);
+        printf("  WRONG: %s %u/%u %s: relative error %.2e\n", c->tree, c->H, c->Hkv,
+               bench_splits[split], error);
     deft_step_abandon(step);
     return ms;
 }
@@ -386,8 +401,10 @@ extern "C" void bench_cuda_begin(void)
     GPU(cudaEventCreate(&gpu_.to));
     GPU(cudaMalloc(&gpu_.clear, CLEAR_BYTES));
     gpu_.empty_ms = time_captured([&] { empty_kernel<<<1, 32, 0, gpu_.stream>>>(); }, 50);
-    printf("%s, %d multiprocessors, up to %d MHz, driver for CUDA %d.%d; an empty launch takes %.1f us\n", prop.name,
-           gpu_.n_sm, clock / 1000, driver / 1000, driver % 1000 / 10, gpu_.empty_ms * 1e3);
+    printf("%s, %d multiprocessors, up to %d MHz, driver for CUDA %d.%d; an empty launch takes "
+           "%.1f us\n",
+           prop.name, gpu_.n_sm, clock / 1000, driver / 1000, driver % 1000 / 10,
+           gpu_.empty_ms * 1e3);
 }
 
 /* Milliseconds of a kernel that reads so many bytes once, between measured powers of two. */
@@ -438,7 +455,8 @@ extern "C" void bench_cuda_cell(cell_t *c, const options_t *opt)
     }
     const double paths = (double)c->stats.kv_logical_bytes / (4.0 * c->Hkv * c->D);
     /* KV, q and o: what any kernel has to move */
-    c->read_ms = time_reading((size_t)c->stats.kv_unique_bytes + 4 * r.rows * c->H * c->D, opt->reps);
+    c->read_ms =
+        time_reading((size_t)c->stats.kv_unique_bytes + 4 * r.rows * c->H * c->D, opt->reps);
     c->compute_ms = 4.0 * c->D * c->H * paths / PEAK * 1e3 + gpu_.empty_ms;
     c->limit_ms = c->read_ms > c->compute_ms ? c->read_ms : c->compute_ms;
     free_run(&r);

@@ -8,7 +8,8 @@
 #include <string.h>
 
 enum { SPLITS = 5 };
-static const char *const split_names[SPLITS] = { "auto", "node", "node-chunk", "flatten", "sequence" };
+static const char *const split_names[SPLITS] = { "auto", "node", "node-chunk", "flatten",
+                                                 "sequence" };
 
 typedef struct totals {
     uint64_t steps, rows, unique, logical, read, partial, mask, unfused, plan_ns, patched;
@@ -30,7 +31,7 @@ typedef struct replay {
     const options_t *opt;
 } replay_t;
 
-/* ---- a step ------------------------------------------------------------------------------------ */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 static void open_context(replay_t *r, size_t pool, int split, const options_t *opt)
 {
@@ -93,13 +94,14 @@ static void step(void *arg, long iteration)
     t->nodes += size.n_nodes;
 }
 
-/* ---- a file ------------------------------------------------------------------------------------ */
+/* ---- a file ---------------------------------------------------------------------------------- */
 
 static void replay_trace(replay_t *r, FILE *file)
 {
     static trace_node_t nodes[TRACE_NODES];
     uint32_t trees = 0;
-    for (int n; (r->opt->trees == 0 || trees < r->opt->trees) && (n = trace_read(file, nodes)) > 0; trees++) {
+    for (int n; (r->opt->trees == 0 || trees < r->opt->trees) && (n = trace_read(file, nodes)) > 0;
+         trees++) {
         trace_tree_begin(&r->tree, r->ctx, 0, 0, step, r);
         trace_replay(nodes, n, &trace_tree_ops, &r->tree);
         trace_tree_end(&r->tree);
@@ -127,22 +129,26 @@ static void replay_file(replay_t *r, const char *path)
     fclose(file);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------ */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static void print_row(const char *name, const totals_t *t, const options_t *opt)
 {
     const double mib = 1.0 / (1 << 20);
     if (opt->json)
-        printf("{\"split\":\"%s\",\"steps\":%llu,\"rows\":%llu,\"unique\":%llu,\"logical\":%llu,\"read\":%llu,"
-               "\"partials\":%llu,\"masks\":%llu,\"scores\":0,\"unfused\":%llu,\"plan_us\":%.3f,\"patched\":%.3f}\n",
-               name, (unsigned long long)t->steps, (unsigned long long)t->rows, (unsigned long long)t->unique,
-               (unsigned long long)t->logical, (unsigned long long)t->read, (unsigned long long)t->partial,
+        printf("{\"split\":\"%s\",\"steps\":%llu,\"rows\":%llu,\"unique\":%llu,\"logical\":%llu,"
+               "\"read\":%llu,"
+               "\"partials\":%llu,\"masks\":%llu,\"scores\":0,\"unfused\":%llu,\"plan_us\":%.3f,"
+               "\"patched\":%.3f}\n",
+               name, (unsigned long long)t->steps, (unsigned long long)t->rows,
+               (unsigned long long)t->unique, (unsigned long long)t->logical,
+               (unsigned long long)t->read, (unsigned long long)t->partial,
                (unsigned long long)t->mask, (unsigned long long)t->unfused,
                (double)t->plan_ns / (double)t->steps * 1e-3, (double)t->patched / (double)t->steps);
     else
         printf("%-11s %12.0f %12.0f %9.1f%% %9.2f%% %8.2f %9.0f%%\n", name, (double)t->read * mib,
                (double)t->partial * mib, 100.0 * (double)t->partial / (double)t->unique,
-               100.0 * (double)t->mask / (double)t->unique, (double)t->plan_ns / (double)t->steps * 1e-3,
+               100.0 * (double)t->mask / (double)t->unique,
+               (double)t->plan_ns / (double)t->steps * 1e-3,
                100.0 * (double)t->patched / (double)t->steps);
     fflush(stdout);
 }
@@ -152,40 +158,53 @@ static void print_common(const char *path, const totals_t *t, const options_t *o
     const double mib = 1.0 / (1 << 20);
     if (opt->json)
         return;
-    printf("%s: %llu steps, %.1f rows a step, heads %u/%u of %u; bytes of one layer, all steps\n", path,
-           (unsigned long long)t->steps, (double)t->rows / (double)t->steps, opt->H, opt->Hkv, opt->D);
+    printf("%s: %llu steps, %.1f rows a step, heads %u/%u of %u; bytes of one layer, all steps\n",
+           path, (unsigned long long)t->steps, (double)t->rows / (double)t->steps, opt->H, opt->Hkv,
+           opt->D);
     printf("  KV that sequence attention reads   %12.0f MiB\n", (double)t->logical * mib);
-    printf("  KV of the trees, read once         %12.0f MiB   %.2f times less\n", (double)t->unique * mib,
-           (double)t->logical / (double)t->unique);
-    printf("  QK^T, mask, softmax, unfused       %12.0f MiB   %.0f%% of the sequence's KV; ours: 0\n",
-           (double)t->unfused * mib, 100.0 * (double)t->unfused / (double)t->logical);
-    printf("%-11s %12s %12s %10s %10s %8s %10s\n", "split", "KV asked MiB", "partials MiB", "of KV", "masks", "plan us",
-           "patched");
+    printf("  KV of the trees, read once         %12.0f MiB   %.2f times less\n",
+           (double)t->unique * mib, (double)t->logical / (double)t->unique);
+    printf(
+        "  QK^T, mask, softmax, unfused       %12.0f MiB   %.0f%% of the sequence's KV; ours: 0\n",
+        (double)t->unfused * mib, 100.0 * (double)t->unfused / (double)t->logical);
+    printf("%-11s %12s %12s %10s %10s %8s %10s\n", "split", "KV asked MiB", "partials MiB", "of KV",
+           "masks", "plan us", "patched");
 }
 
 static int usage(int status)
 {
-    fprintf(status == 0 ? stdout : stderr,
-            "usage: deft_bench io FILE.trace|FILE.spec [--heads 32/8] [--dim 128] [--kv f16] [--prompt 1000]\n"
-            "                     [--trees N] [--json]\n"
-            "Replays a recorded search and adds up what its steps move. --prompt is for .spec files.\n");
+    fprintf(status == 0 ? stdout : stderr, "usage: deft_bench io FILE.trace|FILE.spec [--heads "
+                                           "32/8] [--dim 128] [--kv f16] [--prompt 1000]\n"
+                                           "                     [--trees N] [--json]\n"
+                                           "Replays a recorded search and adds up what its steps "
+                                           "move. --prompt is for .spec files.\n");
     return status;
 }
 
 int bench_io(int argc, char **argv)
 {
-    static const struct option longs[] = { { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },   { "kv", 1, 0, 'k' },
-                                           { "prompt", 1, 0, 'p' }, { "trees", 1, 0, 't' }, { "json", 0, 0, 'j' },
-                                           { "help", 0, 0, 'h' },   { 0, 0, 0, 0 } };
+    static const struct option longs[] = { { "heads", 1, 0, 'H' }, { "dim", 1, 0, 'd' },
+                                           { "kv", 1, 0, 'k' },    { "prompt", 1, 0, 'p' },
+                                           { "trees", 1, 0, 't' }, { "json", 0, 0, 'j' },
+                                           { "help", 0, 0, 'h' },  { 0, 0, 0, 0 } };
     options_t opt = { .H = 32, .Hkv = 8, .D = 128, .prompt = 1000, .type = DEFT_F16 };
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
-        if (c == 'H' && sscanf(optarg, "%u/%u", &opt.H, &opt.Hkv) == 2) continue;
-        else if (c == 'd') opt.D = (uint32_t)atoi(optarg);
-        else if (c == 'p') opt.prompt = (uint32_t)atoi(optarg);
-        else if (c == 't') opt.trees = (uint32_t)atoi(optarg);
-        else if (c == 'k') opt.type = strcmp(optarg, "f32") == 0 ? DEFT_F32 : strcmp(optarg, "bf16") == 0 ? DEFT_BF16 : DEFT_F16;
-        else if (c == 'j') opt.json = 1;
-        else return usage(c == 'h' ? 0 : 2);
+        if (c == 'H' && sscanf(optarg, "%u/%u", &opt.H, &opt.Hkv) == 2)
+            continue;
+        else if (c == 'd')
+            opt.D = (uint32_t)atoi(optarg);
+        else if (c == 'p')
+            opt.prompt = (uint32_t)atoi(optarg);
+        else if (c == 't')
+            opt.trees = (uint32_t)atoi(optarg);
+        else if (c == 'k')
+            opt.type = strcmp(optarg, "f32") == 0    ? DEFT_F32
+                       : strcmp(optarg, "bf16") == 0 ? DEFT_BF16
+                                                     : DEFT_F16;
+        else if (c == 'j')
+            opt.json = 1;
+        else
+            return usage(c == 'h' ? 0 : 2);
     }
     if (optind + 1 != argc || opt.prompt == 0)
         return usage(2);
@@ -206,8 +225,10 @@ int bench_io(int argc, char **argv)
         print_row(split_names[split], &r.sum, &opt);
         close_context(&r);
     }
-    printf("reduction=%.3f waste=%.4f unfused_share=%.3f plan_us=%.2f\n", (double)first.logical / (double)first.unique,
-           (double)(first.live - first.owned) / (double)first.live, (double)first.unfused / (double)first.logical,
+    printf("reduction=%.3f waste=%.4f unfused_share=%.3f plan_us=%.2f\n",
+           (double)first.logical / (double)first.unique,
+           (double)(first.live - first.owned) / (double)first.live,
+           (double)first.unfused / (double)first.logical,
            (double)first.plan_ns / (double)first.steps * 1e-3);
     return 0;
 }

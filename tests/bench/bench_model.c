@@ -42,8 +42,9 @@ static cell_t measure(engine_t *e, deft_tree_t *tree, size_t n, float *logits, d
     }
     for (size_t k = 0; k < n; k++)
         BENCH_CHECK(ctx, deft_tree_prune(tree, kids[k]));
-    return (cell_t){ bench_median(t[0], STEPS), bench_median(t[1], STEPS), bench_median(t[2], STEPS),
-                     bench_median(t[3], STEPS), bench_median(t[4], STEPS), bench_median(t[5], STEPS) };
+    return (cell_t){ bench_median(t[0], STEPS), bench_median(t[1], STEPS),
+                     bench_median(t[2], STEPS), bench_median(t[3], STEPS),
+                     bench_median(t[4], STEPS), bench_median(t[5], STEPS) };
 }
 
 static void run(engine_t *e, int threads, int json)
@@ -56,9 +57,10 @@ static void run(engine_t *e, int threads, int json)
     for (size_t i = 0; i < 4000; i++)
         ids[i] = (int32_t)(100 + i * 7919 % 40000 % engine_vocab(e));
     if (!json)
-        printf("read %.1f GB/s, f32 peak %.0f GFLOP/s, weights %.1f MB\n"
-               "prompt leaves  step ms  matmul  attention   plan   rest  floor: bytes  operations\n",
-               gbs, peak, 1e-6 * (double)engine_weight_bytes(e));
+        printf(
+            "read %.1f GB/s, f32 peak %.0f GFLOP/s, weights %.1f MB\n"
+            "prompt leaves  step ms  matmul  attention   plan   rest  floor: bytes  operations\n",
+            gbs, peak, 1e-6 * (double)engine_weight_bytes(e));
     for (size_t p = 0; p < 3; p++) {
         deft_tree_t *tree;
         BENCH_CHECK(engine_ctx(e), deft_tree_create(engine_ctx(e), &tree));
@@ -70,9 +72,10 @@ static void run(engine_t *e, int threads, int json)
             cell_t c = measure(e, tree, leaves[l], logits, gbs);
             double ops = engine_operations(e) * (double)leaves[l] / peak * 1e-6;
             if (json)
-                printf("{\"prompt\":%zu,\"leaves\":%zu,\"step_ms\":%.3f,\"matmul_ms\":%.3f,"
-                       "\"attention_ms\":%.3f,\"plan_ms\":%.4f,\"rest_ms\":%.3f,\"floor_ms\":%.3f}\n",
-                       prompts[p], leaves[l], c.step, c.matmul, c.attention, c.plan, c.rest, c.floor);
+                printf(
+                    "{\"prompt\":%zu,\"leaves\":%zu,\"step_ms\":%.3f,\"matmul_ms\":%.3f,"
+                    "\"attention_ms\":%.3f,\"plan_ms\":%.4f,\"rest_ms\":%.3f,\"floor_ms\":%.3f}\n",
+                    prompts[p], leaves[l], c.step, c.matmul, c.attention, c.plan, c.rest, c.floor);
             else
                 printf("%6zu %6zu %8.2f %7.2f %10.2f %6.3f %6.2f %13.2f %11.2f\n", prompts[p],
                        leaves[l], c.step, c.matmul, c.attention, c.plan, c.rest, c.floor, ops);
@@ -83,15 +86,17 @@ static void run(engine_t *e, int threads, int json)
         deft_tree_destroy(tree);
     }
     free(logits);
-    printf("prefill_4000_s=%.3f step_4000x50_ms=%.2f read_gbs=%.1f peak_gflops=%.0f\n", prefill, last,
-           gbs, peak);
+    printf("prefill_4000_s=%.3f step_4000x50_ms=%.2f read_gbs=%.1f peak_gflops=%.0f\n", prefill,
+           last, gbs, peak);
 }
 
 int bench_model(int argc, char **argv)
 {
-    static const struct option longs[] = { { "threads", 1, NULL, 't' }, { "kv", 1, NULL, 'k' },
+    static const struct option longs[] = { { "threads", 1, NULL, 't' },
+                                           { "kv", 1, NULL, 'k' },
                                            { "json", 0, NULL, 'j' },
-                                           { "help", 0, NULL, 'h' }, { NULL, 0, NULL, 0 } };
+                                           { "help", 0, NULL, 'h' },
+                                           { NULL, 0, NULL, 0 } };
     engine_options_t o = { .device = DEFT_DEVICE_CPU, .n_threads = 2, .pool_tokens = 8192 };
     const char *model = getenv("DEFT_TEST_MODEL");
     engine_t *e;
@@ -109,8 +114,9 @@ int bench_model(int argc, char **argv)
         else if (c == 'j')
             json = 1;
         else {
-            fprintf(c == 'h' ? stdout : stderr,
-                    "usage: deft_bench model -m MODEL [--threads N] [--kv f16|bf16|f32] [--json]\n");
+            fprintf(
+                c == 'h' ? stdout : stderr,
+                "usage: deft_bench model -m MODEL [--threads N] [--kv f16|bf16|f32] [--json]\n");
             return c == 'h' ? 0 : 2;
         }
     }

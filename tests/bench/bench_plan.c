@@ -10,7 +10,8 @@ static const struct {
     const char *name, *tree; /* name: of the summary's keys */
 } cases[] = {
     { "50", "1,50/4000,200" },
-    { "1000", "1,10,100,1000,1000,1000,1000,1000,1000,1000,1000,1000,1000/500,100,50,16,16,8,8,4,4,2,2,1,16" },
+    { "1000", "1,10,100,1000,1000,1000,1000,1000,1000,1000,1000,1000,1000/"
+              "500,100,50,16,16,8,8,4,4,2,2,1,16" },
     { NULL, "1,2,64/8,256,32" },
     { NULL, "1,1024/2048,32" },
     { NULL, "1,2,4,8,16,32,64,128,1024/16,16,16,16,16,16,16,16,16" },
@@ -56,7 +57,8 @@ static result_t run(const char *tree_text, int split, uint32_t H, uint32_t Hkv, 
     bench_fill(ctx, tree, 1, (size_t)Hkv * D);
     float *kv = bench_alloc(n * Hkv * D * sizeof(float));
     memset(kv, 0, n * Hkv * D * sizeof(float));
-    double *fresh = bench_alloc((size_t)steps * sizeof(double)), *patched = bench_alloc((size_t)steps * sizeof(double));
+    double *fresh = bench_alloc((size_t)steps * sizeof(double)),
+           *patched = bench_alloc((size_t)steps * sizeof(double));
     result_t r = { 0 };
     deft_step_stats_t st;
     one_step(ctx, kv, &st);
@@ -71,9 +73,11 @@ static result_t run(const char *tree_text, int split, uint32_t H, uint32_t Hkv, 
         deft_step_abandon(step);
         one_step(ctx, kv, &st);
         if (p.planned == 0 || st.planned != 0)
-            bench_die("%s: a plan that should be patched is not, or the other way round", tree_text);
+            bench_die("%s: a plan that should be patched is not, or the other way round",
+                      tree_text);
         if (p.kv_unique_bytes != st.kv_unique_bytes || p.kv_logical_bytes != st.kv_logical_bytes ||
-            p.kv_read_bytes != st.kv_read_bytes || p.groups != st.groups || p.partials != st.partials)
+            p.kv_read_bytes != st.kv_read_bytes || p.groups != st.groups ||
+            p.partials != st.partials)
             bench_die("%s: patched and fresh plans differ", tree_text);
         patched[i] = (double)p.plan_ns * 1e-3;
         fresh[i] = (double)st.plan_ns * 1e-3;
@@ -102,33 +106,42 @@ static int usage(int status)
 
 int bench_plan(int argc, char **argv)
 {
-    static const struct option longs[] = { { "heads", 1, 0, 'H' }, { "steps", 1, 0, 's' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+    static const struct option longs[] = { { "heads", 1, 0, 'H' },
+                                           { "steps", 1, 0, 's' },
+                                           { "json", 0, 0, 'j' },
+                                           { "help", 0, 0, 'h' },
+                                           { 0, 0, 0, 0 } };
     uint32_t H = 32, Hkv = 8;
     int steps = 200, json = 0;
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
-        if (c == 'H' && sscanf(optarg, "%u/%u", &H, &Hkv) == 2) continue;
-        else if (c == 's') steps = atoi(optarg);
-        else if (c == 'j') json = 1;
-        else return usage(c == 'h' ? 0 : 2);
+        if (c == 'H' && sscanf(optarg, "%u/%u", &H, &Hkv) == 2)
+            continue;
+        else if (c == 's')
+            steps = atoi(optarg);
+        else if (c == 'j')
+            json = 1;
+        else
+            return usage(c == 'h' ? 0 : 2);
     }
     if (steps < 1 || Hkv == 0 || H % Hkv != 0)
         return usage(2);
     char summary[256] = "";
     if (!json)
-        printf("heads %u/%u, median of %d steps\n%-56s %-10s %8s %8s %9s %9s %7s\n", H, Hkv, steps, "tree", "split",
-               "fresh us", "patched", "groups", "partials", "cut");
+        printf("heads %u/%u, median of %d steps\n%-56s %-10s %8s %8s %9s %9s %7s\n", H, Hkv, steps,
+               "tree", "split", "fresh us", "patched", "groups", "partials", "cut");
     for (int i = 0; i < CASES; i++) {
         for (int split = 0; split < 5; split++) {
             const result_t r = run(cases[i].tree, split, H, Hkv, steps);
-            printf(json ? "{\"tree\":\"%s\",\"split\":\"%s\",\"fresh_us\":%.2f,\"patched_us\":%.2f,\"groups\":%zu,\"partials\":%zu,\"cut_again\":%zu}\n"
+            printf(json ? "{\"tree\":\"%s\",\"split\":\"%s\",\"fresh_us\":%.2f,\"patched_us\":%.2f,"
+                          "\"groups\":%zu,\"partials\":%zu,\"cut_again\":%zu}\n"
                         : "%-56s %-10s %8.2f %8.2f %9zu %9zu %6zu%%\n",
-                   cases[i].tree, split_names[split], r.fresh_us, r.patched_us, r.groups, r.partials,
-                   json ? r.cut_again : 100 * r.cut_again / r.patched);
+                   cases[i].tree, split_names[split], r.fresh_us, r.patched_us, r.groups,
+                   r.partials, json ? r.cut_again : 100 * r.cut_again / r.patched);
             fflush(stdout);
             const size_t at = strlen(summary);
             if (split == 0 && cases[i].name != NULL)
-                snprintf(summary + at, sizeof(summary) - at, "%sfresh%s_us=%.2f patched%s_us=%.2f", at > 0 ? " " : "",
-                         cases[i].name, r.fresh_us, cases[i].name, r.patched_us);
+                snprintf(summary + at, sizeof(summary) - at, "%sfresh%s_us=%.2f patched%s_us=%.2f",
+                         at > 0 ? " " : "", cases[i].name, r.fresh_us, cases[i].name, r.patched_us);
         }
     }
     printf("%s\n", summary);

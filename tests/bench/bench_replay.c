@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* deft_bench replay: a recorded search, or a shape, decoded end to end by a model on the GPU, against
- * baselines in the same engine.
+/* deft_bench replay: a recorded search, or a shape, decoded end to end by a model on the GPU,
+ * against baselines in the same engine.
  *
  * What each mode does with the same search:
  *   auto, node, node-chunk, flatten   libdeft's splits, the KV of a shared prefix read once
- *   sequence   flash-decoding over each leaf's path, the KV shared in memory: paged and radix engines
- *   copies     the same, each leaf's path a copy of its own: an engine without sharing. At a fork the
+ *   sequence   flash-decoding over each leaf's path, the KV shared in memory: paged and radix
+ *   engines copies     the same, each leaf's path a copy of its own: an engine without sharing. At
+ *   a fork the
  *              prefix is written again, outside of what is timed
  *   unfused    tree attention by cuBLAS: QK^T over the tree, mask, softmax, PV (bench_unfused.cu)
  *
  * Times are the device's, from the start of a step's graph to its end, candidates of all rows
- * included; `gap` is what lies between two steps. The floor of a step is the products alone, in a graph,
- * at its rows, measured when that many come first and again in the middle, and the attention limit of
- * bench_attend_cuda.cu for each layer. */
+ * included; `gap` is what lies between two steps. The floor of a step is the products alone, in a
+ * graph, at its rows, measured when that many come first and again in the middle, and the attention
+ * limit of bench_attend_cuda.cu for each layer. */
 #include "bench.h"
 
 #include <cuda_runtime_api.h>
@@ -25,8 +26,18 @@
 #include "forward_kernels.h"
 #include "model.h"
 
-enum { SEQUENCE = 4, COPIES = 5, UNFUSED = 6, MODES = 7, TOP = 8, MAX_ROWS = 2048, KEPT_STEPS = 48, CURVE_EVERY = 8 };
-static const char *const mode_names[MODES] = { "auto", "node", "node-chunk", "flatten", "sequence", "copies", "unfused" };
+enum {
+    SEQUENCE = 4,
+    COPIES = 5,
+    UNFUSED = 6,
+    MODES = 7,
+    TOP = 8,
+    MAX_ROWS = 2048,
+    KEPT_STEPS = 48,
+    CURVE_EVERY = 8
+};
+static const char *const mode_names[MODES] = { "auto",     "node",   "node-chunk", "flatten",
+                                               "sequence", "copies", "unfused" };
 
 typedef struct replay_options {
     const char *model, *geometry, *trace, *spec, *curve, *name;
@@ -41,13 +52,13 @@ typedef struct totals {
     uint64_t steps, begun, rows, digest; /* steps: whose time is known */
     double device_ms, wall_s, gap_ms, plan_us, products_ms, limit_ms, prefill_s;
     double unique, logical, unfused; /* bytes */
-    double parts[3];                 /* seconds of products, attention, rest in the middle of a search */
-    double used_gib, moved_mib;      /* device memory at the end; how much of it came after the start, */
-    double own_gib;                  /* without this: graphs of parts, captured to measure them */
-    double difference;               /* of log probabilities from those of the first mode */
-    double *ms;                      /* [steps] */
+    double parts[3];            /* seconds of products, attention, rest in the middle of a search */
+    double used_gib, moved_mib; /* device memory at the end; how much of it came after the start, */
+    double own_gib;             /* without this: graphs of parts, captured to measure them */
+    double difference;          /* of log probabilities from those of the first mode */
+    double *ms;                 /* [steps] */
     uint32_t *step_rows;
-    size_t room;                     /* of both */
+    size_t room; /* of both */
 } totals_t;
 
 /* What the first mode said, to compare the others with. */
@@ -67,15 +78,15 @@ typedef struct replay {
     int n_nodes;
     void *k, *v;
     unfused_t *unfused;
-    candidate_t *top[2];            /* of the last two steps, in turns */
+    candidate_t *top[2]; /* of the last two steps, in turns */
     size_t top_rows[2];
     engine_times_t last;
-    double products[MAX_ROWS + 1];  /* milliseconds, by rows; 0: not measured */
+    double products[MAX_ROWS + 1]; /* milliseconds, by rows; 0: not measured */
     double paused_s, start_s;
-    long middle;                    /* iteration at which parts are measured */
+    long middle; /* iteration at which parts are measured */
     int running;
     said_t *said;
-    int says;                       /* 1: the first mode */
+    int says; /* 1: the first mode */
     totals_t sum;
 } replay_t;
 
@@ -85,7 +96,7 @@ static void check(replay_t *r, int status)
         bench_die("%s", engine_error(r->e));
 }
 
-/* ---- a step -------------------------------------------------------------------------------------- */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 static double used_gib(void)
 {
@@ -95,7 +106,8 @@ static double used_gib(void)
     return (double)(total - left) / (1 << 30);
 }
 
-/* Time products alone once for each number of rows, and all parts in the middle; the search waits for it. */
+/* Time products alone once for each number of rows, and all parts in the middle; the search waits
+ * for it. */
 static void measure_parts(replay_t *r, long iteration)
 {
     const unsigned part[3] = { ENGINE_PRODUCTS, ENGINE_ATTENTION, ENGINE_REST };
@@ -152,8 +164,10 @@ static void take_bytes(replay_t *r)
     totals_t *sum = &r->sum;
     const double unique = (double)(t->kv_unique_bytes - r->last.kv_unique_bytes) / g->n_layers;
     const double logical = (double)(t->kv_logical_bytes - r->last.kv_logical_bytes) / g->n_layers;
-    const double pairs = logical / (4.0 * g->n_kv * g->head_dim), q = (double)r->rows * g->n_q * g->head_dim;
-    const double read = bench_cuda_read_ms(unique + 4 * q), compute = bench_cuda_compute_ms(4.0 * g->head_dim * g->n_q * pairs);
+    const double pairs = logical / (4.0 * g->n_kv * g->head_dim),
+                 q = (double)r->rows * g->n_q * g->head_dim;
+    const double read = bench_cuda_read_ms(unique + 4 * q),
+                 compute = bench_cuda_compute_ms(4.0 * g->head_dim * g->n_q * pairs);
     const double limit = (read > compute ? read : compute) * g->n_layers;
     reserve_steps(sum, sum->begun + 1);
     sum->step_rows[sum->begun++] = (uint32_t)r->rows;
@@ -217,7 +231,8 @@ static void prefill(replay_t *r, deft_tree_t *tree, deft_node_t node)
     if (r->unfused != NULL)
         unfused_begin(r->unfused, tree, r->o->spec != NULL);
     for (size_t done = 0; done < info.len; done += r->batch) {
-        const deft_rows_t rows = { tree, node, info.len - done < r->batch ? info.len - done : r->batch };
+        const deft_rows_t rows = { tree, node,
+                                   info.len - done < r->batch ? info.len - done : r->batch };
         check(r, engine_submit(r->e, &rows, 1, 0, NULL));
         if (r->unfused != NULL)
             unfused_prompt(r->unfused, rows.n);
@@ -294,7 +309,8 @@ static deft_tree_t *copy_path(replay_t *r, const deft_tree_t *from)
     BENCH_CHECK(ctx, deft_tree_path_tokens(from, deft_tree_root(from), n, ids));
     BENCH_CHECK(ctx, deft_tree_append(tree, deft_tree_root(tree), n, ids));
     for (size_t done = 0; done < n; done += r->batch) {
-        const deft_rows_t rows = { tree, deft_tree_root(tree), n - done < r->batch ? n - done : r->batch };
+        const deft_rows_t rows = { tree, deft_tree_root(tree),
+                                   n - done < r->batch ? n - done : r->batch };
         deft_step_t step;
         BENCH_CHECK(ctx, deft_step_begin(ctx, &rows, 1, 0, &step));
         for (uint32_t l = 0; l < engine_layers(r->e); l++)
@@ -513,15 +529,19 @@ static int open_engine(replay_t *r, const searches_t *all)
 {
     const replay_options_t *o = r->o;
     const size_t live = r->mode == COPIES ? all->paths : all->live;
-    engine_options_t eo = { .device = DEFT_DEVICE_CUDA, .kv_type = o->type, .seed = 1,
-                            .split = r->mode < COPIES ? (deft_split_t)r->mode :
-                                     r->mode == COPIES ? DEFT_SPLIT_SEQUENCE : DEFT_SPLIT_AUTO };
+    engine_options_t eo = { .device = DEFT_DEVICE_CUDA,
+                            .kv_type = o->type,
+                            .seed = 1,
+                            .split = r->mode < COPIES    ? (deft_split_t)r->mode
+                                     : r->mode == COPIES ? DEFT_SPLIT_SEQUENCE
+                                                         : DEFT_SPLIT_AUTO };
     char err[256];
     eo.pool_tokens = live + live / 20 + 4096;
     eo.max_rows = all->rows > 512 ? all->rows : 512;
     eo.max_outputs = all->rows > 128 ? all->rows : 128;
-    const int status = o->model ? engine_open(o->model, &eo, &r->e, err, sizeof(err)) :
-                       engine_open_random(engine_geometry_named(o->geometry), &eo, &r->e, err, sizeof(err));
+    const int status = o->model ? engine_open(o->model, &eo, &r->e, err, sizeof(err))
+                                : engine_open_random(engine_geometry_named(o->geometry), &eo, &r->e,
+                                                     err, sizeof(err));
     if (status != 0) {
         printf("{\"workload\":\"%s\",\"model\":\"%s\",\"mode\":\"%s\",\"error\":\"%s\"}\n", o->name,
                o->model ? "file" : o->geometry, mode_names[r->mode], err);
@@ -554,27 +574,31 @@ static void print_mode(const replay_t *r)
     const double median = bench_median(sorted, t->steps);
     free(sorted);
     printf("{\"workload\":\"%s\",\"model\":\"%s\",\"mode\":\"%s\",\"steps\":%llu,\"rows\":%.2f,"
-           "\"step_ms\":%.4f,\"median_ms\":%.4f,\"total_s\":%.4f,\"wall_s\":%.4f,\"gap\":%.4f,\"plan_us\":%.2f,"
+           "\"step_ms\":%.4f,\"median_ms\":%.4f,\"total_s\":%.4f,\"wall_s\":%.4f,\"gap\":%.4f,"
+           "\"plan_us\":%.2f,"
            "\"products_ms\":%.4f,\"limit_ms\":%.4f,\"prefill_s\":%.4f,"
            "\"kv_unique\":%.0f,\"kv_logical\":%.0f,\"unfused\":%.0f,\"part_products_ms\":%.4f,"
            "\"part_attention_ms\":%.4f,\"part_rest_ms\":%.4f,\"used_gib\":%.3f,\"moved_mib\":%.1f,"
            "\"difference\":%.4f,\"digest\":\"%016llx\"}\n",
-           r->o->name, r->o->model ? "file" : r->o->geometry, mode_names[r->mode], (unsigned long long)t->steps,
-           (double)t->rows / n, t->device_ms / n, median, t->device_ms * 1e-3, t->wall_s, t->gap_ms / (t->device_ms + t->gap_ms),
-           t->plan_us / n, t->products_ms / n, t->limit_ms / n, t->prefill_s,
-           t->unique, t->logical, t->unfused, 1e3 * t->parts[0], 1e3 * t->parts[1], 1e3 * t->parts[2], t->used_gib,
-           t->moved_mib, t->difference, (unsigned long long)t->digest);
+           r->o->name, r->o->model ? "file" : r->o->geometry, mode_names[r->mode],
+           (unsigned long long)t->steps, (double)t->rows / n, t->device_ms / n, median,
+           t->device_ms * 1e-3, t->wall_s, t->gap_ms / (t->device_ms + t->gap_ms), t->plan_us / n,
+           t->products_ms / n, t->limit_ms / n, t->prefill_s, t->unique, t->logical, t->unfused,
+           1e3 * t->parts[0], 1e3 * t->parts[1], 1e3 * t->parts[2], t->used_gib, t->moved_mib,
+           t->difference, (unsigned long long)t->digest);
     fflush(stdout);
 }
 
 static void write_curve(const replay_t *r, FILE *file)
 {
     for (uint64_t i = 0; i < r->sum.steps; i += CURVE_EVERY)
-        fprintf(file, "%s %llu %u %.4f\n", mode_names[r->mode], (unsigned long long)i, r->sum.step_rows[i], r->sum.ms[i]);
+        fprintf(file, "%s %llu %u %.4f\n", mode_names[r->mode], (unsigned long long)i,
+                r->sum.step_rows[i], r->sum.ms[i]);
 }
 
 /* False: it cannot be opened; the reason is printed. */
-static int run_mode(const replay_options_t *o, const searches_t *all, int mode, said_t *said, int says)
+static int run_mode(const replay_options_t *o, const searches_t *all, int mode, said_t *said,
+                    int says)
 {
     replay_t *r = bench_alloc(sizeof(*r));
     memset(r, 0, sizeof(*r));
@@ -623,18 +647,21 @@ static int run_mode(const replay_options_t *o, const searches_t *all, int mode, 
 static int usage(int status)
 {
     fprintf(status == 0 ? stdout : stderr,
-            "usage: deft_bench replay (-m MODEL | --geometry llama2-7b|llama3-8b|llama3-70b) SEARCH [OPTION]...\n\n"
+            "usage: deft_bench replay (-m MODEL | --geometry llama2-7b|llama3-8b|llama3-70b) "
+            "SEARCH [OPTION]...\n\n"
             "  --trace FILE [--trees N]          recorded trees, N of them drawn by the seed (3)\n"
             "  --spec FILE [--trees N]           draft trees and accepted lengths, N records (1)\n"
             "  --leaves N --tokens T             N leaves of T tokens below the prompt\n"
             "  --prompt P                        tokens of the prompt, not for traces (4000)\n"
             "  --steps N                         steps of a record at most (all)\n"
-            "  --mode MODE                       auto, node, node-chunk, flatten, sequence, copies or unfused;\n"
+            "  --mode MODE                       auto, node, node-chunk, flatten, sequence, copies "
+            "or unfused;\n"
             "                                    again for more (auto)\n"
             "  --kv f16|bf16                     KV, weights and activations (bf16)\n"
             "  --seed N  --name NAME             (1, the search)\n"
             "  --curve FILE                      time of every eighth step\n\n"
-            "One line of JSON a mode. Weights of a geometry are random: its times mean something, its text does not.\n");
+            "One line of JSON a mode. Weights of a geometry are random: its times mean something, "
+            "its text does not.\n");
     return status;
 }
 
@@ -649,31 +676,51 @@ static int find_mode(const char *name)
 int bench_replay(int argc, char **argv)
 {
     static const struct option longs[] = {
-        { "geometry", 1, 0, 'g' }, { "trace", 1, 0, 't' }, { "trees", 1, 0, 'n' }, { "spec", 1, 0, 's' },
-        { "leaves", 1, 0, 'l' }, { "tokens", 1, 0, 'T' }, { "prompt", 1, 0, 'p' }, { "steps", 1, 0, 'S' },
-        { "mode", 1, 0, 'M' }, { "kv", 1, 0, 'k' }, { "seed", 1, 0, 'r' }, { "name", 1, 0, 'N' },
-        { "curve", 1, 0, 'c' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+        { "geometry", 1, 0, 'g' }, { "trace", 1, 0, 't' },  { "trees", 1, 0, 'n' },
+        { "spec", 1, 0, 's' },     { "leaves", 1, 0, 'l' }, { "tokens", 1, 0, 'T' },
+        { "prompt", 1, 0, 'p' },   { "steps", 1, 0, 'S' },  { "mode", 1, 0, 'M' },
+        { "kv", 1, 0, 'k' },       { "seed", 1, 0, 'r' },   { "name", 1, 0, 'N' },
+        { "curve", 1, 0, 'c' },    { "help", 0, 0, 'h' },   { 0, 0, 0, 0 }
+    };
     replay_options_t o = { .prompt = 4000, .seed = 1, .type = DEFT_BF16 };
     searches_t all = { 0 };
     for (int c; (c = getopt_long(argc, argv, "m:", longs, NULL)) != -1;) {
-        if (c == 'm') o.model = optarg;
-        else if (c == 'g') o.geometry = optarg;
-        else if (c == 't') o.trace = optarg;
-        else if (c == 'n') o.trees = (uint32_t)strtoul(optarg, NULL, 10);
-        else if (c == 's') o.spec = optarg;
-        else if (c == 'l') o.leaves = strtol(optarg, NULL, 10);
-        else if (c == 'T') o.tokens = strtol(optarg, NULL, 10);
-        else if (c == 'p') o.prompt = strtol(optarg, NULL, 10);
-        else if (c == 'S') o.steps = strtol(optarg, NULL, 10);
-        else if (c == 'M') o.modes |= 1u << find_mode(optarg);
-        else if (c == 'k') o.type = bench_type(optarg);
-        else if (c == 'r') o.seed = strtoull(optarg, NULL, 10);
-        else if (c == 'N') o.name = optarg;
-        else if (c == 'c') o.curve = optarg;
-        else return usage(c == 'h' ? 0 : 2);
+        if (c == 'm')
+            o.model = optarg;
+        else if (c == 'g')
+            o.geometry = optarg;
+        else if (c == 't')
+            o.trace = optarg;
+        else if (c == 'n')
+            o.trees = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 's')
+            o.spec = optarg;
+        else if (c == 'l')
+            o.leaves = strtol(optarg, NULL, 10);
+        else if (c == 'T')
+            o.tokens = strtol(optarg, NULL, 10);
+        else if (c == 'p')
+            o.prompt = strtol(optarg, NULL, 10);
+        else if (c == 'S')
+            o.steps = strtol(optarg, NULL, 10);
+        else if (c == 'M')
+            o.modes |= 1u << find_mode(optarg);
+        else if (c == 'k')
+            o.type = bench_type(optarg);
+        else if (c == 'r')
+            o.seed = strtoull(optarg, NULL, 10);
+        else if (c == 'N')
+            o.name = optarg;
+        else if (c == 'c')
+            o.curve = optarg;
+        else
+            return usage(c == 'h' ? 0 : 2);
     }
-    if (optind != argc || !o.model == !(o.geometry && engine_geometry_named(o.geometry)) || o.prompt < 1 ||
-        (o.trace != NULL) + (o.spec != NULL) + (o.leaves > 0 && o.leaves < TRACE_NODES && o.tokens > 0) != 1)
+    if (optind != argc || !o.model == !(o.geometry && engine_geometry_named(o.geometry)) ||
+        o.prompt < 1 ||
+        (o.trace != NULL) + (o.spec != NULL) +
+                (o.leaves > 0 && o.leaves < TRACE_NODES && o.tokens > 0) !=
+            1)
         return usage(2);
     o.modes = o.modes ? o.modes : 1;
     o.trees = o.trees ? o.trees : o.spec ? 1 : 3;

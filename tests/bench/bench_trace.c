@@ -25,7 +25,8 @@ int trace_read(FILE *file, trace_node_t *nodes)
         }
         trace_node_t *p = &nodes[n];
         if (sscanf(line, "node %d %d %ld %ld %ld", &id, &p->parent, &p->tokens, &p->first,
-                   &p->last) != 5 || id != n || p->parent >= n || (n > 0) != (p->parent >= 0) ||
+                   &p->last) != 5 ||
+            id != n || p->parent >= n || (n > 0) != (p->parent >= 0) ||
             p->tokens != p->last - p->first + 1)
             bench_die("not a node of a trace: %s", line);
         p->done = p->last;
@@ -229,7 +230,8 @@ static void accept_draft(trace_tree_t *t, draft_t *d, long iteration, long accep
     if (last != 0)
         BENCH_CHECK(t->ctx, deft_tree_truncate(t->tree, d->node[last], d->at[last]));
     d->node[0] = d->node[last];
-    BENCH_CHECK(t->ctx, deft_tree_compact(t->tree, deft_tree_root(t->tree), 128, DEFT_COMPACT_CHAINS, NULL));
+    BENCH_CHECK(t->ctx, deft_tree_compact(t->tree, deft_tree_root(t->tree), 128,
+                                          DEFT_COMPACT_CHAINS, NULL));
 }
 
 static void replay_record(trace_tree_t *t, draft_t *d, const char *line, size_t prompt, long steps)

@@ -42,11 +42,11 @@ long trace_replay(const trace_node_t *nodes, int n, const trace_ops_t *ops, void
 /* A search in one tree of the library, the current one. */
 typedef struct trace_tree {
     deft_ctx_t *ctx;
-    deft_tree_t *tree; /* NULL between searches */
-    uint32_t vocab;    /* token ids are below it; 0: none are attached */
-    uint64_t seed;     /* of the ids; moves on with each that is drawn */
-    size_t waiting;    /* tokens appended since the last step */
-    deft_node_t node[TRACE_NODES]; /* of the trace's nodes; DEFT_NODE_NONE: not there */
+    deft_tree_t *tree;                       /* NULL between searches */
+    uint32_t vocab;                          /* token ids are below it; 0: none are attached */
+    uint64_t seed;                           /* of the ids; moves on with each that is drawn */
+    size_t waiting;                          /* tokens appended since the last step */
+    deft_node_t node[TRACE_NODES];           /* of the trace's nodes; DEFT_NODE_NONE: not there */
     void (*step)(void *arg, long iteration); /* called with arg; computes what is appended */
     void *arg;
 } trace_tree_t;

@@ -52,20 +52,26 @@ static void verify(const forest_t *f, size_t nodes, size_t tokens)
 
 static int usage(int status)
 {
-    fprintf(status == 0 ? stdout : stderr, "usage: deft_bench tree [--nodes 1000000] [--json]\n"
-                                           "Nanoseconds an operation on a large tree, nodes taken at random.\n");
+    fprintf(status == 0 ? stdout : stderr,
+            "usage: deft_bench tree [--nodes 1000000] [--json]\n"
+            "Nanoseconds an operation on a large tree, nodes taken at random.\n");
     return status;
 }
 
 int bench_tree(int argc, char **argv)
 {
-    static const struct option longs[] = { { "nodes", 1, 0, 'n' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 } };
+    static const struct option longs[] = {
+        { "nodes", 1, 0, 'n' }, { "json", 0, 0, 'j' }, { "help", 0, 0, 'h' }, { 0, 0, 0, 0 }
+    };
     size_t want = 1000000;
     int json = 0, n_timings = 0;
     for (int c; (c = getopt_long(argc, argv, "", longs, NULL)) != -1;) {
-        if (c == 'n') want = strtoul(optarg, NULL, 10);
-        else if (c == 'j') json = 1;
-        else return usage(c == 'h' ? 0 : 2);
+        if (c == 'n')
+            want = strtoul(optarg, NULL, 10);
+        else if (c == 'j')
+            json = 1;
+        else
+            return usage(c == 'h' ? 0 : 2);
     }
     if (want < 100 || want > 100000000)
         return usage(2);
@@ -89,7 +95,8 @@ int bench_tree(int argc, char **argv)
     t[n_timings++] = (timing_t){ "append a token, first", n_leaves, bench_now() - begin };
     begin = bench_now();
     for (size_t i = 0; i < n_leaves; i++)
-        BENCH_CHECK(f.ctx, deft_tree_append(f.tree, f.node[f.n - 1 - random_below(&seed, 100)], 1, NULL));
+        BENCH_CHECK(f.ctx,
+                    deft_tree_append(f.tree, f.node[f.n - 1 - random_below(&seed, 100)], 1, NULL));
     t[n_timings++] = (timing_t){ "append a token, to hot leaves", n_leaves, bench_now() - begin };
     verify(&f, f.n, 2 * n_leaves);
     size_t sum = 0;

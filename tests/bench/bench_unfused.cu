@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* It keeps K and V in places of its own, [layers][K, V][Hkv][places][D], packed: a new token takes the
- * lowest place that is free, so that products are over little more than the tree. The mask is made from
- * who is in a place: a row sees it if its node is on the row's path and its token no later one. */
+/* It keeps K and V in places of its own, [layers][K, V][Hkv][places][D], packed: a new token takes
+ * the lowest place that is free, so that products are over little more than the tree. The mask is
+ * made from who is in a place: a row sees it if its node is on the row's path and its token no
+ * later one. */
 #include "bench_unfused.h"
 
 #include <cublas_v2.h>
@@ -26,20 +27,20 @@ struct unfused {
     deft_cuda_view_t view;
     cublasHandle_t blas;
     size_t max_rows, places, high; /* places in use reach up to `high` */
-    uint32_t tokens;       /* of this step's products: high, rounded up */
+    uint32_t tokens;               /* of this step's products: high, rounded up */
     uint32_t rows;
     void *q, *s, *o, *workspace;
     char *kv;
-    uint32_t *owner;       /* [places] number of the node whose token is there, with its position */
+    uint32_t *owner; /* [places] number of the node whose token is there, with its position */
     int32_t *pos;
-    uint32_t *owner_host;  /* the same on the host; NOBODY: free */
-    uint8_t *mask;         /* [max_rows][tokens], made once a step */
-    uint8_t *sees;         /* [max_rows][NODES] on the device, */
-    uint8_t *sees_host;    /* and pinned, with the rows' node numbers behind it */
-    uint32_t *row_node;    /* [max_rows] node numbers, then places, on the device, */
-    uint32_t *row_host;    /* and pinned */
+    uint32_t *owner_host; /* the same on the host; NOBODY: free */
+    uint8_t *mask;        /* [max_rows][tokens], made once a step */
+    uint8_t *sees;        /* [max_rows][NODES] on the device, */
+    uint8_t *sees_host;   /* and pinned, with the rows' node numbers behind it */
+    uint32_t *row_node;   /* [max_rows] node numbers, then places, on the device, */
+    uint32_t *row_host;   /* and pinned */
     bool drafts;
-    uint32_t *before;      /* places of the last step's rows; how many; where they began */
+    uint32_t *before; /* places of the last step's rows; how many; where they began */
     uint32_t n_before;
     int32_t began;
     uint64_t last;
@@ -53,8 +54,8 @@ namespace {
 
 const size_t WORKSPACE = (size_t)64 << 20;
 
-__global__ void own_kernel(uint32_t *owner, int32_t *pos, const uint32_t *row_node, const uint32_t *place,
-                           const int32_t *positions, const uint32_t *n_rows)
+__global__ void own_kernel(uint32_t *owner, int32_t *pos, const uint32_t *row_node,
+                           const uint32_t *place, const int32_t *positions, const uint32_t *n_rows)
 {
     const uint32_t r = blockIdx.x * blockDim.x + threadIdx.x;
     if (r < *n_rows) {
@@ -64,8 +65,8 @@ __global__ void own_kernel(uint32_t *owner, int32_t *pos, const uint32_t *row_no
 }
 
 /* mask [rows][n]: does the row see the slot? */
-__global__ void mask_kernel(uint8_t *mask, const uint8_t *sees, const uint32_t *owner, const int32_t *pos,
-                            const int32_t *positions, uint32_t n)
+__global__ void mask_kernel(uint8_t *mask, const uint8_t *sees, const uint32_t *owner,
+                            const int32_t *pos, const int32_t *positions, uint32_t n)
 {
     const uint32_t r = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n)
@@ -91,7 +92,8 @@ __device__ void move_row(const moves &m, uint32_t r, uint32_t plane)
 }
 
 /* q: [rows][Hkv][G][D] to [Hkv][rows][G][D]; and the step's K and V into their places. */
-__global__ void take_kernel(uint4 *to, const uint4 *from, uint32_t rows, uint32_t Hkv, uint32_t width, const moves m)
+__global__ void take_kernel(uint4 *to, const uint4 *from, uint32_t rows, uint32_t Hkv,
+                            uint32_t width, const moves m)
 {
     const uint32_t r = blockIdx.x, h = blockIdx.y;
     if (h >= Hkv) {
@@ -108,22 +110,36 @@ __global__ void move_kernel(const moves m)
 }
 
 /* o: back. */
-__global__ void give_kernel(uint4 *to, const uint4 *from, uint32_t rows, uint32_t Hkv, uint32_t width)
+__global__ void give_kernel(uint4 *to, const uint4 *from, uint32_t rows, uint32_t Hkv,
+                            uint32_t width)
 {
     const uint32_t r = blockIdx.x, h = blockIdx.y;
     for (uint32_t i = threadIdx.x; i < width; i += blockDim.x)
         to[((size_t)r * Hkv + h) * width + i] = from[((size_t)h * rows + r) * width + i];
 }
 
-__device__ float2 get(const __half2 v) { return __half22float2(v); }
-__device__ float2 get(const __nv_bfloat162 v) { return __bfloat1622float2(v); }
-__device__ void put(__half2 *p, float a, float b) { *p = __floats2half2_rn(a, b); }
-__device__ void put(__nv_bfloat162 *p, float a, float b) { *p = __floats2bfloat162_rn(a, b); }
+__device__ float2 get(const __half2 v)
+{
+    return __half22float2(v);
+}
+__device__ float2 get(const __nv_bfloat162 v)
+{
+    return __bfloat1622float2(v);
+}
+__device__ void put(__half2 *p, float a, float b)
+{
+    *p = __floats2half2_rn(a, b);
+}
+__device__ void put(__nv_bfloat162 *p, float a, float b)
+{
+    *p = __floats2bfloat162_rn(a, b);
+}
 
 /* A block a row and head: s [Hkv][rows * G][n] becomes its weights: read twice, written once. 256
  * threads, eight scores each at a time; n is a multiple of 8. */
 template <typename T2>
-__global__ void __launch_bounds__(256) softmax_kernel(T2 *s, const uint8_t *mask, uint32_t G, uint32_t n)
+__global__ void __launch_bounds__(256)
+    softmax_kernel(T2 *s, const uint8_t *mask, uint32_t G, uint32_t n)
 {
     __shared__ float2 space[8];
     const uint32_t m = blockIdx.x, r = m / G, lane = threadIdx.x % 32;
@@ -151,7 +167,8 @@ __global__ void __launch_bounds__(256) softmax_kernel(T2 *s, const uint8_t *mask
             sum += __expf(x[j] - top);
     }
     for (int d = 16; d > 0; d /= 2) {
-        const float top2 = __shfl_xor_sync(~0u, top, d), sum2 = __shfl_xor_sync(~0u, sum, d), most = fmaxf(top, top2);
+        const float top2 = __shfl_xor_sync(~0u, top, d), sum2 = __shfl_xor_sync(~0u, sum, d),
+                    most = fmaxf(top, top2);
         sum = most == -INFINITY ? 0 : sum * __expf(top - most) + sum2 * __expf(top2 - most);
         top = most;
     }
@@ -174,7 +191,8 @@ __global__ void __launch_bounds__(256) softmax_kernel(T2 *s, const uint8_t *mask
             for (int j = 0; j < 4; j++) {
                 const float2 p = get(((const T2 *)&v)[j]);
                 const uint32_t b = j < 2 ? w.x >> (16 * j) : w.y >> (16 * (j - 2));
-                put(&((T2 *)&v)[j], b & 255 ? __expf(p.x - top) * by : 0, b & 65280 ? __expf(p.y - top) * by : 0);
+                put(&((T2 *)&v)[j], b & 255 ? __expf(p.x - top) * by : 0,
+                    b & 65280 ? __expf(p.y - top) * by : 0);
             }
         }
         row[i] = v;
@@ -211,7 +229,8 @@ void free_places(unfused *u)
     for (uint32_t i = EVERYBODY + 1; i <= u->n_nodes; i++) {
         deft_node_info_t info = {};
         info.struct_size = sizeof(info);
-        gone[i] = u->node[i] != DEFT_NODE_NONE && deft_tree_node(u->tree, u->node[i], &info) != DEFT_OK;
+        gone[i] = u->node[i] != DEFT_NODE_NONE &&
+                  deft_tree_node(u->tree, u->node[i], &info) != DEFT_OK;
         any |= gone[i];
         if (gone[i])
             u->node[i] = DEFT_NODE_NONE;
@@ -221,12 +240,14 @@ void free_places(unfused *u)
             u->owner_host[p] = NOBODY;
 }
 
-/* Of the last step over a draft the first few rows stay, everybody's; the places of the others are free. */
+/* Of the last step over a draft the first few rows stay, everybody's; the places of the others are
+ * free. */
 void keep_drafts(unfused *u, uint32_t kept)
 {
     for (uint32_t r = 0; r < u->n_before; r++)
         u->owner_host[u->before[r]] = r < kept ? EVERYBODY : NOBODY;
-    GPU(cudaMemcpyAsync(u->owner, u->owner_host, u->high * sizeof(uint32_t), cudaMemcpyHostToDevice, u->view.stream));
+    GPU(cudaMemcpyAsync(u->owner, u->owner_host, u->high * sizeof(uint32_t), cudaMemcpyHostToDevice,
+                        u->view.stream));
     GPU(cudaMemsetAsync(u->pos, 0, u->high * sizeof(int32_t), u->view.stream));
     forget_nodes(u);
 }
@@ -248,8 +269,10 @@ void take_places(unfused *u, const uint32_t *numbers, uint32_t rows)
     }
     while (u->high > 0 && u->owner_host[u->high - 1] == NOBODY)
         u->high--;
-    GPU(cudaMemcpyAsync(u->row_node, u->row_host, 2 * u->max_rows * sizeof(uint32_t), cudaMemcpyHostToDevice, u->view.stream));
-    own_kernel<<<(rows + 255) / 256, 256, 0, u->view.stream>>>(u->owner, u->pos, u->row_node, u->row_node + u->max_rows,
+    GPU(cudaMemcpyAsync(u->row_node, u->row_host, 2 * u->max_rows * sizeof(uint32_t),
+                        cudaMemcpyHostToDevice, u->view.stream));
+    own_kernel<<<(rows + 255) / 256, 256, 0, u->view.stream>>>(u->owner, u->pos, u->row_node,
+                                                               u->row_node + u->max_rows,
                                                                u->view.positions, u->view.n_rows);
     GPU(cudaGetLastError());
 }
@@ -259,8 +282,12 @@ moves moves_of(const unfused *u, uint32_t layer)
     const engine_geometry_t *g = engine_geometry(u->e);
     const size_t width = g->head_dim / 8, first = 2 * (size_t)layer * g->n_kv;
     const moves m = { (const uint4 *)u->view.pool + first * u->view.pool_tokens * width,
-                      (uint4 *)u->kv + first * u->places * width, u->view.pool_tokens * width, u->places * width,
-                      u->view.slots, u->row_node + u->max_rows, (uint32_t)width };
+                      (uint4 *)u->kv + first * u->places * width,
+                      u->view.pool_tokens * width,
+                      u->places * width,
+                      u->view.slots,
+                      u->row_node + u->max_rows,
+                      (uint32_t)width };
     return m;
 }
 
@@ -270,7 +297,8 @@ uint64_t key_of(deft_step_t step)
     const size_t n = deft_step_tokens(step);
     uint64_t key = n;
     for (size_t r = 0; r < n; r++)
-        key = (key ^ deft_step_nodes(step)[r] ^ (uint64_t)deft_step_positions(step)[r] << 40) * 0x100000001b3u;
+        key = (key ^ deft_step_nodes(step)[r] ^ (uint64_t)deft_step_positions(step)[r] << 40) *
+              0x100000001b3u;
     return key;
 }
 
@@ -285,7 +313,8 @@ uint64_t begin(void *arg, deft_step_t step)
         bench_die("unfused: %u rows", u->rows);
     GPU(cudaStreamSynchronize(u->view.stream)); /* the pinned buffers are free */
     const uint64_t key = key_of(step);
-    if (u->n_before > 0 && u->last == key) { /* a step that was timed in parts: its places are taken */
+    if (u->n_before > 0 &&
+        u->last == key) { /* a step that was timed in parts: its places are taken */
         for (uint32_t r = 0; r < u->n_before; r++)
             u->owner_host[u->before[r]] = NOBODY;
     } else if (u->drafts && u->n_before > 0) {
@@ -308,9 +337,10 @@ uint64_t begin(void *arg, deft_step_t step)
     u->n_before = u->rows;
     u->began = start;
     u->tokens = (uint32_t)((u->high + TILE - 1) / TILE * TILE);
-    GPU(cudaMemcpyAsync(u->sees, u->sees_host, u->rows * (size_t)NODES, cudaMemcpyHostToDevice, u->view.stream));
-    mask_kernel<<<dim3((u->tokens + 255) / 256, u->rows), 256, 0, u->view.stream>>>(u->mask, u->sees, u->owner, u->pos,
-                                                                                  u->view.positions, u->tokens);
+    GPU(cudaMemcpyAsync(u->sees, u->sees_host, u->rows * (size_t)NODES, cudaMemcpyHostToDevice,
+                        u->view.stream));
+    mask_kernel<<<dim3((u->tokens + 255) / 256, u->rows), 256, 0, u->view.stream>>>(
+        u->mask, u->sees, u->owner, u->pos, u->view.positions, u->tokens);
     GPU(cudaGetLastError());
     return (uint64_t)u->rows << 32 | u->tokens;
 }
@@ -319,27 +349,35 @@ int attend(void *arg, uint32_t layer, const void *q, void *o)
 {
     unfused *u = (unfused *)arg;
     const engine_geometry_t *g = engine_geometry(u->e);
-    const uint32_t Hkv = g->n_kv, G = g->n_q / g->n_kv, D = g->head_dim, rows = u->rows, n = u->tokens, width = G * D / 8;
+    const uint32_t Hkv = g->n_kv, G = g->n_q / g->n_kv, D = g->head_dim, rows = u->rows,
+                   n = u->tokens, width = G * D / 8;
     const int m = (int)(rows * G);
     const size_t plane = u->places * D;
     const char *k = u->kv + 2 * (size_t)layer * Hkv * plane * 2, *v = k + Hkv * plane * 2;
     const cudaDataType_t type = u->bf16 ? CUDA_R_16BF : CUDA_R_16F;
     const float scale = 1 / sqrtf((float)D), one = 1, zero = 0;
-    take_kernel<<<dim3(rows, 3 * Hkv), 128, 0, u->view.stream>>>((uint4 *)u->q, (const uint4 *)q, rows, Hkv, width,
-                                                                 moves_of(u, layer));
-    if (cublasGemmStridedBatchedEx(u->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)n, m, (int)D, &scale, k, type, (int)D, (long long)plane,
-                                   u->q, type, (int)D, (long long)m * D, &zero, u->s, type, (int)n, (long long)m * n, (int)Hkv,
-                                   CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
+    take_kernel<<<dim3(rows, 3 * Hkv), 128, 0, u->view.stream>>>(
+        (uint4 *)u->q, (const uint4 *)q, rows, Hkv, width, moves_of(u, layer));
+    if (cublasGemmStridedBatchedEx(u->blas, CUBLAS_OP_T, CUBLAS_OP_N, (int)n, m, (int)D, &scale, k,
+                                   type, (int)D, (long long)plane, u->q, type, (int)D,
+                                   (long long)m * D, &zero, u->s, type, (int)n, (long long)m * n,
+                                   (int)Hkv, CUBLAS_COMPUTE_32F,
+                                   CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
         return -1;
     if (u->bf16)
-        softmax_kernel<<<dim3((unsigned)m, Hkv), 256, 0, u->view.stream>>>((__nv_bfloat162 *)u->s, u->mask, G, n);
+        softmax_kernel<<<dim3((unsigned)m, Hkv), 256, 0, u->view.stream>>>((__nv_bfloat162 *)u->s,
+                                                                           u->mask, G, n);
     else
-        softmax_kernel<<<dim3((unsigned)m, Hkv), 256, 0, u->view.stream>>>((__half2 *)u->s, u->mask, G, n);
-    if (cublasGemmStridedBatchedEx(u->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)D, m, (int)n, &one, v, type, (int)D, (long long)plane, u->s,
-                                   type, (int)n, (long long)m * n, &zero, u->o, type, (int)D, (long long)m * D, (int)Hkv,
-                                   CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
+        softmax_kernel<<<dim3((unsigned)m, Hkv), 256, 0, u->view.stream>>>((__half2 *)u->s, u->mask,
+                                                                           G, n);
+    if (cublasGemmStridedBatchedEx(u->blas, CUBLAS_OP_N, CUBLAS_OP_N, (int)D, m, (int)n, &one, v,
+                                   type, (int)D, (long long)plane, u->s, type, (int)n,
+                                   (long long)m * n, &zero, u->o, type, (int)D, (long long)m * D,
+                                   (int)Hkv, CUBLAS_COMPUTE_32F,
+                                   CUBLAS_GEMM_DEFAULT) != CUBLAS_STATUS_SUCCESS)
         return -1;
-    give_kernel<<<dim3(rows, Hkv), 128, 0, u->view.stream>>>((uint4 *)o, (const uint4 *)u->o, rows, Hkv, width);
+    give_kernel<<<dim3(rows, Hkv), 128, 0, u->view.stream>>>((uint4 *)o, (const uint4 *)u->o, rows,
+                                                             Hkv, width);
     return cudaGetLastError() == cudaSuccess ? 0 : -1;
 }
 
@@ -374,7 +412,8 @@ extern "C" unfused_t *unfused_create(engine_t *e, int bf16, size_t max_rows, siz
     u->owner_host = (uint32_t *)bench_alloc(u->places * sizeof(uint32_t));
     /* places that nobody has had yet are multiplied by weights of 0 */
     GPU(cudaMemset(u->kv, 0, kv));
-    if (cublasCreate(&u->blas) != CUBLAS_STATUS_SUCCESS || cublasSetStream(u->blas, u->view.stream) != CUBLAS_STATUS_SUCCESS ||
+    if (cublasCreate(&u->blas) != CUBLAS_STATUS_SUCCESS ||
+        cublasSetStream(u->blas, u->view.stream) != CUBLAS_STATUS_SUCCESS ||
         cublasSetWorkspace(u->blas, u->workspace, WORKSPACE) != CUBLAS_STATUS_SUCCESS)
         bench_die("cuBLAS cannot be set up");
     return u;

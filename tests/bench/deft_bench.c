@@ -28,7 +28,8 @@ static int usage(int status)
     fprintf(to, "usage: deft_bench COMMAND [OPTION]...\n\n");
     for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
         fprintf(to, "  %-8s %s\n", commands[i].name, commands[i].what);
-    fprintf(to, "\ndeft_bench COMMAND --help tells the options. The last line of each is a summary of key=value.\n");
+    fprintf(to, "\ndeft_bench COMMAND --help tells the options. The last line of each is a summary "
+                "of key=value.\n");
     return status;
 }
 

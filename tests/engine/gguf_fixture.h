@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/** @file gguf_fixture.h  What the suites on the engine's GGUF reader and tokenizer share: a writer of
- *  GGUF files, memory that faults on any over-read, mutations, and fixture files. */
+/** @file gguf_fixture.h  What the suites on the engine's GGUF reader and tokenizer share: a writer
+ *  of GGUF files, memory that faults on any over-read, mutations, and fixture files. */
 #ifndef DEFT_TEST_GGUF_FIXTURE_H
 #define DEFT_TEST_GGUF_FIXTURE_H
 
@@ -97,7 +97,7 @@ static inline void put_strings(file_t *f, const char *key, const char *const *s,
 }
 
 static inline void put_tensor(file_t *f, const char *name, uint32_t n_dims, const uint64_t *dims,
-                       uint32_t type, uint64_t offset)
+                              uint32_t type, uint64_t offset)
 {
     put_string(f, name);
     put_u32(f, n_dims);
@@ -225,8 +225,9 @@ static uint64_t env_u64(const char *name, uint64_t value)
 
 static inline void mutate(unsigned char *data, size_t size)
 {
-    static const uint64_t edge[] = { 0, 1, 2, 7, 8, 9, 13, 255, 1u << 16, INT32_MAX, UINT32_MAX,
-                                     1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX };
+    static const uint64_t edge[] = { 0,          1,          2,         7,          8,
+                                     9,          13,         255,       1u << 16,   INT32_MAX,
+                                     UINT32_MAX, 1ull << 32, INT64_MAX, 1ull << 63, UINT64_MAX };
     uint64_t value = edge[random_u64() % (sizeof(edge) / sizeof(edge[0]))];
     size_t width = (size_t)1 << random_u64() % 4, at = random_u64() % size;
 

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* Monte Carlo tree search for hours in a KV pool that is always nearly full: several games at a time, one
- * after the other, trees re-used from move to move, the worst positions dropped for want of room. Nothing
- * may leak, nothing may get slower, and no slot may be lost.
+/* Monte Carlo tree search for hours in a KV pool that is always nearly full: several games at a
+ * time, one after the other, trees re-used from move to move, the worst positions dropped for want
+ * of room. Nothing may leak, nothing may get slower, and no slot may be lost.
  *
  *     soak_search MODEL SECONDS [POOL [EVERY]]      pool of 1,000 tokens, a line every 60 seconds
  *
- * A line: seconds, games, steps, rows a step, milliseconds a step, tokens a second, share of the pool that
- * is in use (mean and most, at the ends of moves), positions dropped, slots lost, resident MB. One thread.
- * Ends with 1 where an invariant does not hold. */
+ * A line: seconds, games, steps, rows a step, milliseconds a step, tokens a second, share of the
+ * pool that is in use (mean and most, at the ends of moves), positions dropped, slots lost,
+ * resident MB. One thread. Ends with 1 where an invariant does not hold. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,7 +58,8 @@ static size_t slots_lost(soak_t *s, const deft_info_t *info)
         deft_tree_stats_t stats = { .struct_size = sizeof(stats) };
         if (!s->trees[i])
             continue;
-        if (deft_tree_stats(s->trees[i], &stats) != DEFT_OK || deft_tree_check(s->trees[i]) != DEFT_OK)
+        if (deft_tree_stats(s->trees[i], &stats) != DEFT_OK ||
+            deft_tree_check(s->trees[i]) != DEFT_OK)
             s->wrong = deft_last_error(engine_ctx(s->e));
         tokens += stats.tokens;
     }
@@ -79,10 +80,12 @@ static void look(soak_t *s)
     s->most = share > s->most ? share : s->most;
     if (now < s->next)
         return;
-    const double steps = (double)(t->steps - s->last.steps), rows = (double)(t->rows - s->last.rows), took = now - s->last_at;
+    const double steps = (double)(t->steps - s->last.steps),
+                 rows = (double)(t->rows - s->last.rows), took = now - s->last_at;
     const size_t lost = slots_lost(s, &info);
-    printf("%.0f %zu %.0f %.1f %.3f %.0f %.2f %.2f %zu %zu %.1f\n", now - s->start, s->games, steps, rows / steps,
-           1e3 * took / steps, rows / took, s->share / (double)s->looks, s->most, s->dropped, lost, resident_mb());
+    printf("%.0f %zu %.0f %.1f %.3f %.0f %.2f %.2f %zu %zu %.1f\n", now - s->start, s->games, steps,
+           rows / steps, 1e3 * took / steps, rows / took, s->share / (double)s->looks, s->most,
+           s->dropped, lost, resident_mb());
     (void)fflush(stdout);
     s->wrong = lost > 0 ? "slots were lost" : s->wrong;
     s->last = *t;
@@ -128,7 +131,8 @@ static void run(job_t *job, void *arg)
         size_t x[4];
         for (int i = 0; i < 4; i++)
             x[i] = rng_range(&s->rng, 1, 13);
-        (void)snprintf(problem, sizeof(problem), "%zu=%zu,%zu,%zu,%zu", rng_range(&s->rng, 10, 99), x[0], x[1], x[2], x[3]);
+        (void)snprintf(problem, sizeof(problem), "%zu=%zu,%zu,%zu,%zu", rng_range(&s->rng, 10, 99),
+                       x[0], x[1], x[2], x[3]);
         *root = (position_t){ 0 };
         if (thoughts_begin(&t, job, problem, root) == 0) { /* else the others have all the room */
             s->trees[table->number] = t.tree;
@@ -152,7 +156,9 @@ static int stop(void *arg)
 
 int main(int argc, char **argv)
 {
-    engine_options_t options = { .device = DEFT_DEVICE_CPU, .n_threads = 1, .max_rows = 256, .max_outputs = 256 };
+    engine_options_t options = {
+        .device = DEFT_DEVICE_CPU, .n_threads = 1, .max_rows = 256, .max_outputs = 256
+    };
     soak_t s = { .every = 60 };
     table_t table[GAMES];
     void *args[GAMES];

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The engine's candidates on the GPU against those on the CPU, where it is hard: ties, infinities, NaN.
- * What its other kernels compute is for test_engine with DEFT_TEST_DEVICE=cuda. No device: 77. */
+/* The engine's candidates on the GPU against those on the CPU, where it is hard: ties, infinities,
+ * NaN. What its other kernels compute is for test_engine with DEFT_TEST_DEVICE=cuda. No device:
+ * 77. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,11 +61,11 @@ static void compare(const float *x, uint32_t n, uint32_t k, const candidate_t *g
     for (uint32_t i = 0; i < k; i++) {
         const float a = got[i].logprob, b = want[i].logprob;
 
-        T_CHECK(got[i].id == want[i].id, "kind %d of %u, candidate %u of %u: %d, on the CPU %d", kind, n, i, k,
-                got[i].id, want[i].id);
+        T_CHECK(got[i].id == want[i].id, "kind %d of %u, candidate %u of %u: %d, on the CPU %d",
+                kind, n, i, k, got[i].id, want[i].id);
         T_CHECK(a == b || (a != a && b != b) || fabsf(a - b) <= 1e-5f * (1 + fabsf(b)),
-                "kind %d of %u, candidate %u of %u: log probability %g, on the CPU %g", kind, n, i, k, (double)a,
-                (double)b);
+                "kind %d of %u, candidate %u of %u: log probability %g, on the CPU %g", kind, n, i,
+                k, (double)a, (double)b);
     }
     free(want);
 }

@@ -17,8 +17,10 @@ static game_t position(const char *text)
 
 START_TEST(test_game_parse)
 {
-    static const char *const wrong[] = { "", "24", "24=", "=1,2", "24=1,", "24=0", "24=01", "24=1,,2", "24=1000", "1000=1", "0=1",
-                                         "24=1,2,3,4,5,6,7", "x=1", "24=-1", "24:1,2", "99999999999999999999=1" };
+    static const char *const wrong[] = { "",        "24",     "24=",    "=1,2",
+                                         "24=1,",   "24=0",   "24=01",  "24=1,,2",
+                                         "24=1000", "1000=1", "0=1",    "24=1,2,3,4,5,6,7",
+                                         "x=1",     "24=-1",  "24:1,2", "99999999999999999999=1" };
     const game_t g = position("24=13,4,10,9");
     const char *end;
     char text[64];
@@ -38,8 +40,18 @@ END_TEST
 
 START_TEST(test_game_steps)
 {
-    static const char *const wrong[] = { "", "13-9", "13-9=4", "13-9=5:4,4,10", "13-9=4:4,10", "13-9=4:4,4,10,13", "9-13=4:4,4,10",
-                                         "13*9=118:4,10,118", "13/9=1:1,4,10", "14-9=5:4,5,10", "13-13=0:4,9,10", "13^9=4:4,4,10" };
+    static const char *const wrong[] = { "",
+                                         "13-9",
+                                         "13-9=4",
+                                         "13-9=5:4,4,10",
+                                         "13-9=4:4,10",
+                                         "13-9=4:4,4,10,13",
+                                         "9-13=4:4,4,10",
+                                         "13*9=118:4,10,118",
+                                         "13/9=1:1,4,10",
+                                         "14-9=5:4,5,10",
+                                         "13-13=0:4,9,10",
+                                         "13^9=4:4,4,10" };
     game_t g = position("24=4,9,10,13");
     game_move_t m;
     char text[64];
@@ -67,7 +79,8 @@ START_TEST(test_game_known_positions)
     ck_assert(!game_solvable(&(game_t){ 24, 4, { 3, 3, 8, 8 } })); /* only with fractions */
     ck_assert_int_eq(game_value(&(game_t){ 24, 1, { 24 } }), GAME_SURE);
     ck_assert_int_eq(game_value(&(game_t){ 24, 1, { 23 } }), GAME_IMPOSSIBLE);
-    ck_assert_int_eq(game_value(&(game_t){ 24, 2, { 4, 6 } }), GAME_SURE); /* one move of three: 6 / 4 is none */
+    ck_assert_int_eq(game_value(&(game_t){ 24, 2, { 4, 6 } }),
+                     GAME_SURE); /* one move of three: 6 / 4 is none */
     ck_assert_int_eq(game_value(&(game_t){ 24, 2, { 2, 12 } }), GAME_LIKELY); /* one of four */
 }
 END_TEST
@@ -82,7 +95,11 @@ static int three(const int *x, int target)
             int a = x[order[o][0]], b = x[order[o][1]], r[2];
             for (int k = 0; k < 2; k++) {
                 const int hi = a > b ? a : b, lo = a > b ? b : a, op = k == 0 ? f % 4 : f / 4;
-                r[k] = op == 0 ? hi + lo : op == 1 ? hi * lo : op == 2 ? hi - lo : hi % lo == 0 ? hi / lo : 0;
+                r[k] = op == 0        ? hi + lo
+                       : op == 1      ? hi * lo
+                       : op == 2      ? hi - lo
+                       : hi % lo == 0 ? hi / lo
+                                      : 0;
                 if (r[k] < 1 || r[k] > GAME_LARGEST)
                     break;
                 a = r[k];
@@ -112,7 +129,8 @@ START_TEST(test_game_random_positions)
             (void)game_step_print(&g, &moves[i], text, sizeof(text));
             ck_assert_msg(game_step_parse(&g, text, &again) == 0, "%s", text);
             for (size_t j = 0; j < i; j++)
-                ck_assert(moves[j].a != moves[i].a || moves[j].b != moves[i].b || moves[j].op != moves[i].op);
+                ck_assert(moves[j].a != moves[i].a || moves[j].b != moves[i].b ||
+                          moves[j].op != moves[i].op);
         }
     }
 }
@@ -120,7 +138,8 @@ END_TEST
 
 int main(void)
 {
-    const TTest *const tests[] = { test_game_parse, test_game_steps, test_game_known_positions, test_game_random_positions };
+    const TTest *const tests[] = { test_game_parse, test_game_steps, test_game_known_positions,
+                                   test_game_random_positions };
 
     return suite_run("countdown", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Guesses and what is kept of them, without a model: the order of a draft tree, ends and limits, and
- * that sampling over drafts follows the model's distribution. */
+/* Guesses and what is kept of them, without a model: the order of a draft tree, ends and limits,
+ * and that sampling over drafts follows the model's distribution. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,13 +41,17 @@ START_TEST(test_lookup_parents_come_first)
 
     rng_init(&rng, 3);
     for (size_t round = 0; round < 200; round++) {
-        const size_t n = 1 + rng_below(&rng, 400), max = rng_below(&rng, 80), length = 1 + rng_below(&rng, 12);
+        const size_t n = 1 + rng_below(&rng, 400), max = rng_below(&rng, 80),
+                     length = 1 + rng_below(&rng, 12);
         for (size_t i = 0; i < n; i++)
             text[i] = (int32_t)rng_below(&rng, 4);
         draft_lookup(&d, text, n, max, length);
         ck_assert(d.n <= max && d.n <= DRAFT_MAX);
         for (size_t i = 1; i <= d.n; i++) {
-            size_t depth = 0, last = i; /* depth-first: what lies between a token and its parent is below the parent */
+            size_t
+                depth = 0,
+                last =
+                    i; /* depth-first: what lies between a token and its parent is below the parent */
             ck_assert(d.parent[i] < i && d.id[i] >= 0 && d.id[i] < 4);
             for (size_t at = i; at > 0; at = d.parent[at])
                 depth++;
@@ -109,7 +113,9 @@ typedef struct model {
 
 static size_t state_of(const int32_t *path, size_t n)
 {
-    return n == 0 ? 0 : n == 1 ? 1 + (size_t)path[0] : 1 + VOCAB + (size_t)(path[0] * VOCAB + path[1]);
+    return n == 0   ? 0
+           : n == 1 ? 1 + (size_t)path[0]
+                    : 1 + VOCAB + (size_t)(path[0] * VOCAB + path[1]);
 }
 
 static void make_model(model_t *m, rng_t *rng)
@@ -188,7 +194,8 @@ START_TEST(test_sampling_follows_the_model)
         ck_assert(want > 5);
         chi += d * d / want;
     }
-    ck_assert_msg(chi < 135, "chi-square %.1f with 63 degrees of freedom", chi); /* one in a million is above */
+    ck_assert_msg(chi < 135, "chi-square %.1f with 63 degrees of freedom",
+                  chi); /* one in a million is above */
 }
 END_TEST
 

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: MIT */
-/* The engine's forward pass and search, on the model that DEFT_TEST_MODEL names; skipped without. On
- * the GPU where DEFT_TEST_DEVICE is cuda: products are in 16 bits there, so that a token may differ
- * where two logits are as good as equal, and cuBLAS does not give a row the same bits in every batch. */
+/* The engine's forward pass and search, on the model that DEFT_TEST_MODEL names; skipped without.
+ * On the GPU where DEFT_TEST_DEVICE is cuda: products are in 16 bits there, so that a token may
+ * differ where two logits are as good as equal, and cuBLAS does not give a row the same bits in
+ * every batch. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "beam.h"
 #include "draft.h"
 #include "full_pool.h"
 #include "jobs.h"
 #include "model.h"
 #include "sampler.h"
-#include "beam.h"
 #include "suite.h"
 #include "util.h"
 
@@ -53,7 +54,9 @@ START_TEST(test_engine_logits_match_reference)
     ck_assert_uint_eq(engine_vocab(e), h[3]);
     ck_assert(deft_tree_create(engine_ctx(e), &tree) == DEFT_OK);
     ck_assert(deft_tree_append(tree, deft_tree_root(tree), h[0], ids) == DEFT_OK);
-    ck_assert(engine_step(e, NULL, 0, 0, &(engine_output_t){ .which = (const uint32_t *)rows, .n = h[1], .logits = logits }) == 0);
+    ck_assert(engine_step(e, NULL, 0, 0,
+                          &(engine_output_t){
+                              .which = (const uint32_t *)rows, .n = h[1], .logits = logits }) == 0);
     for (size_t r = 0; r < h[1]; r++)
         for (size_t i = 0; i < h[2]; i++) {
             double a = ref[r * h[2] + i], b = logits[r * h[3] + (size_t)sample[i]];
@@ -147,8 +150,9 @@ static int32_t *prompt(size_t *n)
 
 START_TEST(test_search_tree_equals_copies)
 {
-    beam_options_t o = { .beams = 4, .tokens = 12, .length_penalty = 1,
-                         .flags = DEFT_STEP_INVARIANT };
+    beam_options_t o = {
+        .beams = 4, .tokens = 12, .length_penalty = 1, .flags = DEFT_STEP_INVARIANT
+    };
     beam_result_t r[2];
     const char *why = "";
     deft_tree_t *tree;
@@ -178,8 +182,8 @@ START_TEST(test_search_tree_equals_copies)
 }
 END_TEST
 
-/* Two texts behind a prompt differ first in token `at`: on a GPU that may be, where two tokens are as good as
- * equal. Returns by how much the first one's logit is larger. */
+/* Two texts behind a prompt differ first in token `at`: on a GPU that may be, where two tokens are
+ * as good as equal. Returns by how much the first one's logit is larger. */
 static float logit_gap(const int32_t *ids, size_t n, const int32_t *text, size_t at, int32_t other)
 {
     const uint32_t vocab = engine_vocab(e);
@@ -208,9 +212,11 @@ static deft_node_t end_of(const deft_tree_t *tree)
 }
 
 /* A text with drafts and without is the same. Returns how many guesses were right. */
-static size_t compare_drafts(const char *text, uint64_t seed, float temperature, size_t tokens, size_t *parted)
+static size_t compare_drafts(const char *text, uint64_t seed, float temperature, size_t tokens,
+                             size_t *parted)
 {
-    speculate_options_t o = { .tokens = tokens, .sampler = { .state = seed, .temperature = temperature } };
+    speculate_options_t o = { .tokens = tokens,
+                              .sampler = { .state = seed, .temperature = temperature } };
     speculate_result_t r[2];
     const char *why = "";
     int32_t *ids = NULL;
@@ -232,8 +238,8 @@ static size_t compare_drafts(const char *text, uint64_t seed, float temperature,
     ck_assert_msg(!differ || cuda, "'%s': token %zu of %zu and %zu", text, same, r[0].n, r[1].n);
     if (differ && temperature == 0) {
         const float gap = logit_gap(ids, n, r[0].ids, same, r[1].ids[same]);
-        printf("'%s': token %d or %d after %zu, whose logits are %.4f apart\n", text, r[0].ids[same], r[1].ids[same], same,
-               (double)gap);
+        printf("'%s': token %d or %d after %zu, whose logits are %.4f apart\n", text,
+               r[0].ids[same], r[1].ids[same], same, (double)gap);
         ck_assert_msg(gap < 0.05f, "that is more than rounding");
     }
     *parted += differ != 0;
@@ -248,9 +254,10 @@ static size_t compare_drafts(const char *text, uint64_t seed, float temperature,
 /* Over drafts the text is that of plain decoding, greedy and drawn with one seed. */
 START_TEST(test_speculation_changes_nothing)
 {
-    static const char *const prompts[] = {
-        "Count: one two three four five. Again: one two three", "The cat sat on the mat. The cat sat on",
-        "def f(x):\n    return x\n\ndef g(x):\n    return", "1, 2, 3, 1, 2, 3, 1, 2, 3, 1," };
+    static const char *const prompts[] = { "Count: one two three four five. Again: one two three",
+                                           "The cat sat on the mat. The cat sat on",
+                                           "def f(x):\n    return x\n\ndef g(x):\n    return",
+                                           "1, 2, 3, 1, 2, 3, 1, 2, 3, 1," };
     const char *src = getenv("srcdir");
     char path[4096], line[256];
     size_t accepted = 0, parted = 0, n = 8;
@@ -258,7 +265,8 @@ START_TEST(test_speculation_changes_nothing)
     open_model(2048);
     ck_assert_msg(engine_prepare(e, 32, 1) == 0, "%s", engine_error(e));
     for (size_t i = 0; i < 8; i++)
-        accepted += compare_drafts(prompts[i % 4], i, i < 4 ? 0 : 0.7f, t_scale() < 0.1 ? 8 : 40, &parted);
+        accepted +=
+            compare_drafts(prompts[i % 4], i, i < 4 ? 0 : 0.7f, t_scale() < 0.1 ? 8 : 40, &parted);
     ck_assert_uint_gt(accepted, 10);
     (void)snprintf(path, sizeof(path), "%s/tests/data/prompts.txt", src ? src : ".");
     FILE *f = cuda ? fopen(path, "r") : NULL; /* a hundred more, where that takes seconds */
@@ -336,8 +344,11 @@ static int count_down(void *steps_left)
 
 START_TEST(test_jobs_do_not_meet)
 {
-    static const jobs_options_t ways[] = { { .at_a_time = 1 }, { .at_a_time = JOBS }, { .at_a_time = 3, .max_rows = 2 },
-                                           { .at_a_time = JOBS, .halves = 1 }, { .at_a_time = 3, .max_rows = 3, .halves = 1 },
+    static const jobs_options_t ways[] = { { .at_a_time = 1 },
+                                           { .at_a_time = JOBS },
+                                           { .at_a_time = 3, .max_rows = 2 },
+                                           { .at_a_time = JOBS, .halves = 1 },
+                                           { .at_a_time = 3, .max_rows = 3, .halves = 1 },
                                            { .at_a_time = 1, .halves = 1 } };
     greedy_t first[JOBS], g[JOBS];
     void *args[JOBS];
@@ -359,7 +370,9 @@ START_TEST(test_jobs_do_not_meet)
     }
     int steps_left = 2;
     for (int halves = 0; halves < 2; halves++) {
-        const jobs_options_t stopped = { .at_a_time = JOBS, .halves = halves, .interrupted = count_down, .arg = &steps_left };
+        const jobs_options_t stopped = {
+            .at_a_time = JOBS, .halves = halves, .interrupted = count_down, .arg = &steps_left
+        };
         steps_left = 2 + halves;
         ck_assert_int_eq(jobs_run(e, &stopped, decode_greedily, args, JOBS), -1);
         for (int i = 0; i < JOBS; i++)
@@ -463,7 +476,9 @@ int main(void)
                                    test_engine_greedy_matches_reference,
                                    test_search_tree_equals_copies,
                                    test_search_empty_prompt_and_full_pool,
-                                   test_jobs_do_not_meet, test_speculation_changes_nothing, test_speculation_full_pool,
+                                   test_jobs_do_not_meet,
+                                   test_speculation_changes_nothing,
+                                   test_speculation_full_pool,
                                    test_full_pool_drops_the_least };
 
     if (!getenv("DEFT_TEST_MODEL")) {

@@ -204,8 +204,8 @@ END_TEST
 
 START_TEST(test_gguf_refuses_absurd_counts_and_lengths)
 {
-    static const uint64_t absurd[] = { 1000, 1u << 31, 1ull << 32, 1ull << 61, 1ull << 63,
-                                       UINT64_MAX - 7, UINT64_MAX };
+    static const uint64_t absurd[] = { 1000,       1u << 31,       1ull << 32, 1ull << 61,
+                                       1ull << 63, UINT64_MAX - 7, UINT64_MAX };
 
     for (size_t i = 0; i < sizeof(absurd) / sizeof(absurd[0]); i++) {
         file_t f = { 0 };

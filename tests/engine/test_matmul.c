@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The engine's matrix products, of random weights of every type, against float64; and that a row's bits
- * depend on nothing but the row. */
+/* The engine's matrix products, of random weights of every type, against float64; and that a row's
+ * bits depend on nothing but the row. */
 #include <math.h>
 #include <string.h>
 
@@ -10,8 +10,8 @@
 
 /* DEFT_ISA; NULL: the best. What a machine lacks, the next lower one stands for. */
 static const char *const sets[] = { "scalar", "avx2", "avx512", "avx512_bf16", NULL };
-static const uint32_t types[] = { GGUF_F32, GGUF_F16, GGUF_BF16, GGUF_Q4_0, GGUF_Q4_1, GGUF_Q8_0,
-                                  GGUF_Q6_K };
+static const uint32_t types[] = { GGUF_F32,  GGUF_F16,  GGUF_BF16, GGUF_Q4_0,
+                                  GGUF_Q4_1, GGUF_Q8_0, GGUF_Q6_K };
 
 enum { N_SETS = sizeof(sets) / sizeof(*sets), N_TYPES = sizeof(types) / sizeof(*types) };
 
@@ -65,12 +65,17 @@ static gguf_tensor_t random_tensor(rng_t *rng, uint32_t type, size_t n, size_t k
             }
         }
     }
-    return (gguf_tensor_t){ .name = "w", .name_len = 1, .type = type, .n_dims = 2,
-                            .dims = { k, n, 1, 1 }, .data = data, .bytes = blocks * bytes };
+    return (gguf_tensor_t){ .name = "w",
+                            .name_len = 1,
+                            .type = type,
+                            .n_dims = 2,
+                            .dims = { k, n, 1, 1 },
+                            .data = data,
+                            .bytes = blocks * bytes };
 }
 
-/* A product of rows x k by two stacked tensors, in every set: right, and a row's bits the same alone,
- * in another batch and with other threads. */
+/* A product of rows x k by two stacked tensors, in every set: right, and a row's bits the same
+ * alone, in another batch and with other threads. */
 static void check_product(rng_t *rng, uint32_t type, size_t rows, size_t k, size_t n0, size_t n1)
 {
     const gguf_tensor_t t0 = random_tensor(rng, type, n0, k), t1 = random_tensor(rng, type, n1, k);
@@ -181,8 +186,8 @@ START_TEST(test_rows_match_float64)
             swiglu(mm, x, add, out, MAX / 16 * 16);
             for (size_t j = 0; j < MAX / 16 * 16; j++) {
                 const double want = x[j] / (1 + exp(-(double)x[j])) * add[j];
-                ck_assert_msg(fabs(out[j] - want) <= 1e-6 * fabs(want) + 1e-30, "silu(%g) %g: %g, not %g",
-                              x[j], add[j], out[j], want);
+                ck_assert_msg(fabs(out[j] - want) <= 1e-6 * fabs(want) + 1e-30,
+                              "silu(%g) %g: %g, not %g", x[j], add[j], out[j], want);
             }
         }
         matmul_free(mm);

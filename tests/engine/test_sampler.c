@@ -23,7 +23,8 @@ START_TEST(test_sampler_top_and_greedy)
 }
 END_TEST
 
-/* Sizes that divide nothing, ties, NaNs and infinities, against sums in double and a sort by hand. */
+/* Sizes that divide nothing, ties, NaNs and infinities, against sums in double and a sort by
+ * hand. */
 START_TEST(test_sampler_top_of_many)
 {
     static const size_t sizes[] = { 1, 3, 4, 31, 32, 33, 67, 1000, 4099 };
@@ -36,7 +37,9 @@ START_TEST(test_sampler_top_of_many)
         double sum = 0;
         for (size_t i = 0; i < n; i++) {
             const double u = sampler_uniform(&rng);
-            x[i] = u < 0.02 ? NAN : u < 0.04 ? -INFINITY : (float)(int)(40 * sampler_uniform(&rng)) * 0.5f - 60;
+            x[i] = u < 0.02   ? NAN
+                   : u < 0.04 ? -INFINITY
+                              : (float)(int)(40 * sampler_uniform(&rng)) * 0.5f - 60;
         }
         x[n / 2] = -41; /* one at least is a number */
         for (size_t i = 0; i < n; i++)
@@ -45,11 +48,13 @@ START_TEST(test_sampler_top_of_many)
         ck_assert_int_eq(sampler_argmax(x, n), top[0].id);
         for (size_t i = 0; i < k; i++) {
             const float v = isnan(x[top[i].id]) ? -INFINITY : x[top[i].id];
-            ck_assert(isinf(v) ? isinf(top[i].logprob) : fabs((double)top[i].logprob - ((double)v - log(sum))) < 1e-5);
+            ck_assert(isinf(v) ? isinf(top[i].logprob)
+                               : fabs((double)top[i].logprob - ((double)v - log(sum))) < 1e-5);
             ck_assert(i == 0 || top[i - 1].logprob > top[i].logprob ||
                       (top[i - 1].logprob == top[i].logprob && top[i - 1].id < top[i].id));
         }
-        for (size_t i = 0, better = 0; i < n; i++) { /* whoever is left out is no better than the last */
+        for (size_t i = 0, better = 0; i < n;
+             i++) { /* whoever is left out is no better than the last */
             better += x[i] > x[top[k - 1].id];
             ck_assert_uint_le(better, k);
         }
@@ -105,7 +110,8 @@ END_TEST
 
 int main(void)
 {
-    const TTest *const tests[] = { test_sampler_top_and_greedy, test_sampler_top_of_many, test_sampler_draw_follows_probabilities,
+    const TTest *const tests[] = { test_sampler_top_and_greedy, test_sampler_top_of_many,
+                                   test_sampler_draw_follows_probabilities,
                                    test_engine_open_refuses, test_engine_open_random_refuses };
 
     return suite_run("sampler", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));

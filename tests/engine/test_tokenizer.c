@@ -182,8 +182,9 @@ END_TEST
 /* Minutes, if any step were quadratic. */
 START_TEST(test_tokenizer_long_words_are_not_quadratic)
 {
-    static const char *const piece[] = { "a", " ", "ab", "0", "\n", " \n", "=", "\xe4\xb8\xad",
-                                         "\xff", "<", "<|end|>", "'s" };
+    static const char *const piece[] = { "a",    " ",   "ab",      "0",
+                                         "\n",   " \n", "=",       "\xe4\xb8\xad",
+                                         "\xff", "<",   "<|end|>", "'s" };
     tokenizer_t *tok = tokenizer_named(vocab_files[_i]);
     const size_t n = 1 << 19;
     char *text = malloc(n + 1);

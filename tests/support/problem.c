@@ -39,8 +39,8 @@ snode_t *play_leaf(play_t *play, const stree_t *t)
 /* Lengths that divide nothing, and those next to the usual tile sizes. */
 static size_t play_len(play_t *play)
 {
-    static const size_t odd[] = { 1, 2, 3, 5, 7, 13, 15, 16, 17, 31, 32, 33, 37, 63, 64, 65, 127,
-                                  128, 129, 191, 257 };
+    static const size_t odd[] = { 1,  2,  3,  5,  7,  13,  15,  16,  17,  31, 32,
+                                  33, 37, 63, 64, 65, 127, 128, 129, 191, 257 };
     const size_t pick = rng_below(&play->rng, 10);
     size_t len;
 
@@ -272,7 +272,8 @@ void play_mutate(play_t *play)
         }
     } else if (pick < 14) {
         node = play_leaf(play, t);
-        T_OK(s_truncate(w, t, node, node->gone + rng_below(&play->rng, node->len - node->gone + 1)));
+        T_OK(
+            s_truncate(w, t, node, node->gone + rng_below(&play->rng, node->len - node->gone + 1)));
     } else if (pick < 15) {
         T_OK(s_commit(w, t, play_node(play, t),
                       rng_chance(&play->rng, 0.7) ? DEFT_COMMIT_SUBTREE : DEFT_COMMIT_PATH));
@@ -335,9 +336,9 @@ size_t play_rows(play_t *play, srow_t **rows_p)
                 continue;
             }
             rows = t_grow(rows, (n + 1) * sizeof(*rows));
-            rows[n++] = (srow_t){ w->trees[i], list[j],
-                                  rng_chance(&play->rng, 0.7) ? 0
-                                                              : rng_range(&play->rng, 1, left) };
+            rows[n++] =
+                (srow_t){ w->trees[i], list[j],
+                          rng_chance(&play->rng, 0.7) ? 0 : rng_range(&play->rng, 1, left) };
         }
         free(list);
     }
@@ -427,16 +428,20 @@ static world_t *problem_world(const problem_t *p, const variant_t *v)
 
 void problem_run(const problem_t *p, const variant_t *v, problem_step_fn on_step, void *arg)
 {
-    play_t play = { .max_trees = 4, .max_nodes = p->n_nodes + 40, .max_len = p->max_len,
-                    .id_range = 5, .as_0_1 = p->as_0_1 };
+    play_t play = { .max_trees = 4,
+                    .max_nodes = p->n_nodes + 40,
+                    .max_len = p->max_len,
+                    .id_range = 5,
+                    .as_0_1 = p->as_0_1 };
     world_t *w = problem_world(p, v);
     size_t step = 0, decodes = 0;
 
     play.w = w;
     rng_init(&play.rng, p->seed);
     for (size_t i = 0; i < p->n_trees; i++) {
-        play_build(&play, world_tree(w), i == 0 ? p->shape : (shape_t)rng_below(&play.rng,
-                   SHAPE_COUNT), i == 0 ? p->n_nodes : 1 + rng_below(&play.rng, 6));
+        play_build(&play, world_tree(w),
+                   i == 0 ? p->shape : (shape_t)rng_below(&play.rng, SHAPE_COUNT),
+                   i == 0 ? p->n_nodes : 1 + rng_below(&play.rng, 6));
         if (!p->one_prefill && play_uncomputed(w)) {
             history_step(&play, v, false, on_step, arg, step++);
         }
@@ -530,8 +535,8 @@ void problem_make(problem_t *p, uint64_t seed, size_t index, deft_dtype_t type)
     p->n_steps = 3 + rng_below(&rng, 6);
     p->max_rows = 24;
     if (index % 50 == 49) { /* large: a few hundred to two thousand short nodes */
-        const bool deep = p->shape == SHAPE_CHAIN || p->shape == SHAPE_DEEP
-                          || p->shape == SHAPE_INSIDE;
+        const bool deep = p->shape == SHAPE_CHAIN || p->shape == SHAPE_DEEP ||
+                          p->shape == SHAPE_INSIDE;
 
         p->n_nodes = 200 + rng_below(&rng, deep ? 100 : index % 100 == 99 ? 1800 : 300);
         p->max_len = 4;

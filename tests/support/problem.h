@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/** @file problem.h  Random problems: a geometry, trees of some shape, and a history of operations and
- *  steps, all drawn from one seed. The history does not depend on the variant (instruction set,
+/** @file problem.h  Random problems: a geometry, trees of some shape, and a history of operations
+ *  and steps, all drawn from one seed. The history does not depend on the variant (instruction set,
  *  split, threads) that runs it, so outputs of variants can be compared step by step. */
 #ifndef DEFT_TEST_PROBLEM_H
 #define DEFT_TEST_PROBLEM_H
@@ -8,25 +8,25 @@
 #include "shadow.h"
 
 typedef enum shape {
-    SHAPE_RANDOM,  /* parents anywhere */
+    SHAPE_RANDOM, /* parents anywhere */
     SHAPE_CHAIN,
     SHAPE_STAR,
-    SHAPE_DEEP,    /* parents near the end */
-    SHAPE_INSIDE,  /* grown by fork_at */
-    SHAPE_DRAFT,   /* one-token nodes under a prompt */
-    SHAPE_EMPTY,   /* most nodes empty */
-    SHAPE_LEVELS,  /* b children each */
+    SHAPE_DEEP,   /* parents near the end */
+    SHAPE_INSIDE, /* grown by fork_at */
+    SHAPE_DRAFT,  /* one-token nodes under a prompt */
+    SHAPE_EMPTY,  /* most nodes empty */
+    SHAPE_LEVELS, /* b children each */
     SHAPE_COUNT
 } shape_t;
 
 typedef struct problem {
     uint64_t seed;
     shape_t shape;
-    size_t n_nodes;   /* of the first tree, before the history */
+    size_t n_nodes; /* of the first tree, before the history */
     size_t n_trees;
     size_t n_steps;
-    size_t max_len;   /* of an ordinary node */
-    size_t max_rows;  /* compared a step */
+    size_t max_len;  /* of an ordinary node */
+    size_t max_rows; /* compared a step */
     size_t pool_tokens;
     bool one_prefill; /* the whole first tree in one step */
     bool as_0_1;      /* only operations that version 0.1 has too: bits can be compared with it */

@@ -339,8 +339,8 @@ deft_status_t s_fork_at(world_t *w, stree_t *t, snode_t *node, size_t offset, si
 {
     deft_node_t *kids = t_alloc(n * sizeof(*kids));
     deft_node_t tail_handle = UINT64_MAX;
-    const deft_status_t status = deft_tree_fork_at(t->tree, node->h, offset, n,
-                                                   n != 0 ? kids : NULL, &tail_handle);
+    const deft_status_t status =
+        deft_tree_fork_at(t->tree, node->h, offset, n, n != 0 ? kids : NULL, &tail_handle);
     snode_t *tail = NULL;
 
     if (status == DEFT_OK && offset == node->len) {
@@ -723,8 +723,8 @@ void world_verify(const world_t *w)
     }
     T_CHECK(info.n_trees == w->n_trees, "info: %zu trees, not %zu", info.n_trees, w->n_trees);
     T_CHECK(info.n_nodes == n_nodes, "info: %zu nodes, not %zu", info.n_nodes, n_nodes);
-    T_CHECK(info.live_tokens == world_live(w), "info: %zu live tokens, not %zu",
-            info.live_tokens, world_live(w));
+    T_CHECK(info.live_tokens == world_live(w), "info: %zu live tokens, not %zu", info.live_tokens,
+            world_live(w));
     T_CHECK(info.live_tokens <= info.pool_tokens, "info: %zu of %zu", info.live_tokens,
             info.pool_tokens);
     free(owners);

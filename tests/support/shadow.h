@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /** @file shadow.h  A naive model of trees in lockstep with the library.
  *
- *  Each shadow node owns a full copy of its tokens: ids, slot numbers and the K and V of every layer
- *  (held as float after rounding to the KV type, so exactly what the pool holds; all arithmetic on
- *  them is in double). Sharing is known to the shadow only through slot numbers: one per appended
- *  token, copied along by fork_at and share. K, V and Q of a token are pure functions of its key,
- *  so the same history gives the same inputs whatever the configuration. */
+ *  Each shadow node owns a full copy of its tokens: ids, slot numbers and the K and V of every
+ *  layer (held as float after rounding to the KV type, so exactly what the pool holds; all
+ *  arithmetic on them is in double). Sharing is known to the shadow only through slot numbers: one
+ *  per appended token, copied along by fork_at and share. K, V and Q of a token are pure functions
+ *  of its key, so the same history gives the same inputs whatever the configuration. */
 #ifndef DEFT_TEST_SHADOW_H
 #define DEFT_TEST_SHADOW_H
 
@@ -17,13 +17,13 @@ typedef struct snode {
     struct snode **kids;
     size_t n_kids;
     size_t len, cap, computed;
-    size_t gone;     /* first tokens that were evicted */
+    size_t gone; /* first tokens that were evicted */
     int32_t *ids;
     uint64_t *slots; /* [len] serial number of the slot; S_NO_SLOT: evicted */
     uint64_t *keys;  /* [len] what its K, V and Q are made from */
     float *kv;       /* [len][n_layers][K, V][n_kv_heads][head_dim]; NULL in a world without KV */
     void *user;
-    uint64_t order;  /* of the first append; 0: never */
+    uint64_t order;   /* of the first append; 0: never */
     bool order_known; /* by the contract: false for tails and joined nodes */
 } snode_t;
 
@@ -39,19 +39,19 @@ enum { W_Q = 0, W_K = 1, W_V = 2 };
 typedef struct world world_t;
 struct world {
     deft_ctx_t *ctx;
-    deft_config_t cfg;      /* with every default filled in; the arrays are ours */
-    deft_info_t info;       /* as at creation */
+    deft_config_t cfg; /* with every default filled in; the arrays are ours */
+    deft_info_t info;  /* as at creation */
     t_mem_t mem;
     uint32_t L, Hq, Hkv, D;
-    size_t kv_floats;       /* a token's, 0: structure alone */
-    uint64_t seed;          /* of the keys */
-    uint64_t n_slots;       /* handed out so far */
+    size_t kv_floats; /* a token's, 0: structure alone */
+    uint64_t seed;    /* of the keys */
+    uint64_t n_slots; /* handed out so far */
     uint64_t n_order;
     stree_t **trees;
     size_t n_trees;
-    float amp[3];           /* of Q, K, V */
-    bool check;             /* deft_tree_check() after each operation */
-    size_t misalign;        /* of q, k, v, o in floats */
+    float amp[3];    /* of Q, K, V */
+    bool check;      /* deft_tree_check() after each operation */
+    size_t misalign; /* of q, k, v, o in floats */
     /* Called after each fill with n values of one token and layer; NULL: none. */
     void (*tweak)(const world_t *w, int what, uint32_t layer, uint64_t key, float *x, size_t n);
 };
@@ -88,7 +88,7 @@ deft_status_t s_set_user(world_t *w, stree_t *t, snode_t *node, void *user);
 snode_t *s_kid(const snode_t *node, size_t i);
 snode_t *s_last_kid(const snode_t *node);
 size_t s_start(const snode_t *node);
-size_t s_depth(const snode_t *node); /* the root is 1 */
+size_t s_depth(const snode_t *node);                 /* the root is 1 */
 size_t s_nodes(const stree_t *t, snode_t ***list_p); /* depth first; the caller frees the list */
 bool s_is_below(const snode_t *node, const snode_t *top);
 
@@ -103,12 +103,12 @@ typedef struct srow {
 typedef struct sstep {
     deft_step_t step;
     uint64_t flags;
-    size_t n;        /* rows */
-    snode_t **node;  /* [n] */
-    stree_t **tree;  /* [n] */
-    size_t *off;     /* [n] offset in the node */
+    size_t n;       /* rows */
+    snode_t **node; /* [n] */
+    stree_t **tree; /* [n] */
+    size_t *off;    /* [n] offset in the node */
     t_buf_t q, k, v, o;
-    float *out;      /* [n_layers][n][n_q_heads][head_dim] */
+    float *out; /* [n_layers][n][n_q_heads][head_dim] */
     deft_step_stats_t stats;
 } sstep_t;
 
@@ -123,8 +123,8 @@ void world_step(world_t *w, const srow_t *rows, size_t n_rows, uint64_t flags, i
                 sstep_t *ss);
 void sstep_free(sstep_t *ss);
 
-/* A buffer as calls of this context take it: itself, or a copy of act_type, on the device where that
- * is its place (number `which` of dev_room()). Free *host_p after the call. */
+/* A buffer as calls of this context take it: itself, or a copy of act_type, on the device where
+ * that is its place (number `which` of dev_room()). Free *host_p after the call. */
 void *io_give(const world_t *w, int which, const t_buf_t *buf, uint16_t **host_p);
 
 /* The row's output in double: [n_q_heads][head_dim]. */

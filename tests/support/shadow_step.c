@@ -80,8 +80,8 @@ static void step_identify(const world_t *w, sstep_t *ss)
         ss->tree[i] = e->tree;
         ss->off[i] = e->node->computed + e->seen++;
         T_CHECK(ss->off[i] < e->node->len, "row %zu beyond its node", i);
-        T_CHECK(positions[i] == (int32_t)(s_start(e->node) + ss->off[i]), "row %zu: position %d",
-                i, positions[i]);
+        T_CHECK(positions[i] == (int32_t)(s_start(e->node) + ss->off[i]), "row %zu: position %d", i,
+                positions[i]);
         T_CHECK(ids[i] == e->node->ids[ss->off[i]], "row %zu: id %d", i, ids[i]);
     }
     free(map.e);
@@ -222,7 +222,7 @@ void *io_give(const world_t *w, int which, const t_buf_t *buf, uint16_t **host_p
     }
     *host_p = t_alloc(buf->n * sizeof(**host_p));
     for (size_t i = 0; i < buf->n; i++) { /* poison becomes all ones, a NaN as well */
-        (*host_p)[i] = t_is_poison(buf->p[i])                ? 0xffff
+        (*host_p)[i] = t_is_poison(buf->p[i])         ? 0xffff
                        : w->info.act_type == DEFT_F16 ? t_to_f16(buf->p[i])
                                                       : t_to_bf16(buf->p[i]);
     }
@@ -279,11 +279,15 @@ void world_layer(world_t *w, sstep_t *ss, uint32_t layer, int how)
     }
     if (how == S_TWICE) {
         layer_attend(w, ss, layer, S_FUSED);
-        T_CHECK(memcmp(out, ss->o.p, ss->o.n * sizeof(*out)) == 0, "layer %u: another call gave "
-                "other bits", layer);
+        T_CHECK(memcmp(out, ss->o.p, ss->o.n * sizeof(*out)) == 0,
+                "layer %u: another call gave "
+                "other bits",
+                layer);
         layer_attend(w, ss, layer, S_TWICE);
-        T_CHECK(memcmp(out, ss->o.p, ss->o.n * sizeof(*out)) == 0, "layer %u: a third call gave "
-                "other bits", layer);
+        T_CHECK(memcmp(out, ss->o.p, ss->o.n * sizeof(*out)) == 0,
+                "layer %u: a third call gave "
+                "other bits",
+                layer);
     }
     t_buf_check(&ss->q);
     t_buf_check(&ss->k);
@@ -302,8 +306,7 @@ void world_end(world_t *w, sstep_t *ss)
     }
 }
 
-void world_step(world_t *w, const srow_t *rows, size_t n_rows, uint64_t flags, int how,
-                sstep_t *ss)
+void world_step(world_t *w, const srow_t *rows, size_t n_rows, uint64_t flags, int how, sstep_t *ss)
 {
     T_OK(world_begin(w, rows, n_rows, flags, ss));
     for (uint32_t i = 0; i < w->L; i++) {
@@ -343,8 +346,8 @@ static double dot(const float *a, const float *b, size_t n)
     return ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* Where the K of the tokens that the row sees lie, oldest first, without those that were evicted; their
- * number. */
+/* Where the K of the tokens that the row sees lie, oldest first, without those that were evicted;
+ * their number. */
 static size_t row_path(const world_t *w, const sstep_t *ss, uint32_t layer, size_t row,
                        const float ***path_p)
 {

@@ -6,7 +6,8 @@
 #include <check.h>
 #include <stdlib.h>
 
-/* Without time limits; set-up and teardown (NULL: none) around each test. Returns an exit status. */
+/* Without time limits; set-up and teardown (NULL: none) around each test. Returns an exit
+ * status. */
 static inline int suite_run(const char *name, SFun setup, SFun teardown, const TTest *const *tests,
                             size_t n)
 {

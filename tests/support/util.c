@@ -137,8 +137,8 @@ void t_fill(uint64_t key, float amp, float *out, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         const uint64_t u = t_splitmix(&key);
-        const int32_t sum = (int32_t)((u & 0xffff) + ((u >> 16) & 0xffff) + ((u >> 32) & 0xffff)
-                                      + (u >> 48));
+        const int32_t sum =
+            (int32_t)((u & 0xffff) + ((u >> 16) & 0xffff) + ((u >> 32) & 0xffff) + (u >> 48));
 
         out[i] = (float)(sum - 131070) * unit;
     }
@@ -349,8 +349,8 @@ static void t_mem_free(void *arg, void *ptr, size_t size)
     T_CHECK(ptr != NULL, "free(NULL) reached the hook");
     memcpy(&head, (unsigned char *)ptr - sizeof(head), sizeof(head));
     T_CHECK(head.magic == T_MAGIC, "freed what the hook never gave");
-    T_CHECK(head.size == size, "%s: allocated with %zu bytes, freed with %zu", head.name,
-            head.size, size);
+    T_CHECK(head.size == size, "%s: allocated with %zu bytes, freed with %zu", head.name, head.size,
+            size);
     for (size_t i = 0; i < T_TAIL; i++) {
         T_CHECK(((unsigned char *)ptr)[size + i] == 0x5a, "%s: written behind its %zu bytes",
                 head.name, size);
@@ -490,8 +490,8 @@ deft_status_t t_layer(deft_step_t step, uint32_t layer, const void *q, const voi
 
 const char *t_isa_name(deft_isa_t isa)
 {
-    static const char *const names[] = { "best", "scalar", "avx2", "avx512", "avx512_bf16",
-                                         "amx_bf16" };
+    static const char *const names[] = { "best",   "scalar",      "avx2",
+                                         "avx512", "avx512_bf16", "amx_bf16" };
 
     return (unsigned)isa < 6 ? names[isa] : "?";
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/** @file util.h  What every test shares: seeds, failing loudly, rounding, guarded buffers, a counting
- *  allocator and snapshots through the public API. Environment: DEFT_TEST_SEED (default per
- *  program), DEFT_TEST_SCALE (how much work, default 1). */
+/** @file util.h  What every test shares: seeds, failing loudly, rounding, guarded buffers, a
+ *  counting allocator and snapshots through the public API. Environment: DEFT_TEST_SEED (default
+ *  per program), DEFT_TEST_SCALE (how much work, default 1). */
 #ifndef DEFT_TEST_UTIL_H
 #define DEFT_TEST_UTIL_H
 
@@ -19,21 +19,21 @@ void t_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void t_fail(const char *file, int line, const char *expr, const char *format, ...)
     __attribute__((format(printf, 4, 5), noreturn));
 
-#define T_CHECK(_cond, ...)                                                                        \
-    do {                                                                                           \
-        if (!(_cond)) {                                                                            \
-            t_fail(__FILE__, __LINE__, #_cond, __VA_ARGS__);                                       \
-        }                                                                                          \
+#define T_CHECK(_cond, ...)                                  \
+    do {                                                     \
+        if (!(_cond)) {                                      \
+            t_fail(__FILE__, __LINE__, #_cond, __VA_ARGS__); \
+        }                                                    \
     } while (0)
 
 /* The call returns exactly this status. */
-#define T_STATUS(_expr, _want)                                                                     \
-    do {                                                                                           \
-        const deft_status_t status_ = (_expr);                                                     \
-        if (status_ != (_want)) {                                                                  \
-            t_fail(__FILE__, __LINE__, #_expr, "returned %s, expected %s",                         \
-                   deft_status_name(status_), deft_status_name(_want));                            \
-        }                                                                                          \
+#define T_STATUS(_expr, _want)                                             \
+    do {                                                                   \
+        const deft_status_t status_ = (_expr);                             \
+        if (status_ != (_want)) {                                          \
+            t_fail(__FILE__, __LINE__, #_expr, "returned %s, expected %s", \
+                   deft_status_name(status_), deft_status_name(_want));    \
+        }                                                                  \
     } while (0)
 #define T_OK(_expr) T_STATUS(_expr, DEFT_OK)
 
@@ -50,7 +50,7 @@ typedef struct rng {
 
 void rng_init(rng_t *r, uint64_t seed);
 uint64_t rng_u64(rng_t *r);
-size_t rng_below(rng_t *r, size_t n);            /* 0 to n-1; n > 0 */
+size_t rng_below(rng_t *r, size_t n);             /* 0 to n-1; n > 0 */
 size_t rng_range(rng_t *r, size_t lo, size_t hi); /* both ends included */
 bool rng_chance(rng_t *r, double p);
 uint64_t t_mix(uint64_t a, uint64_t b);
@@ -65,7 +65,8 @@ uint16_t t_to_bf16(float x);
 float t_from_bf16(uint16_t h);
 float t_round(float x, deft_dtype_t type);
 
-/* A float buffer between guard words, filled with a NaN of our own; p is aligned to 4 bytes only. */
+/* A float buffer between guard words, filled with a NaN of our own; p is aligned to 4 bytes
+ * only. */
 typedef struct t_buf {
     float *p;
     size_t n;
@@ -74,19 +75,19 @@ typedef struct t_buf {
 
 void t_buf_init(t_buf_t *b, size_t n, size_t misalign);
 void t_buf_poison(t_buf_t *b);
-void t_buf_check(const t_buf_t *b);      /* the guards are whole */
+void t_buf_check(const t_buf_t *b); /* the guards are whole */
 bool t_is_poison(float x);
 void t_buf_free(t_buf_t *b);
 
 /* Allocator hook: counts, checks sizes and guards at free, can fail one call. */
 typedef struct t_mem {
-    size_t calls;       /* of alloc */
+    size_t calls; /* of alloc */
     size_t frees;
     size_t live_blocks;
     size_t live_bytes;
-    size_t fail_at;     /* fails this call to alloc, counted from 0; SIZE_MAX: none */
-    bool sticky;        /* and every later one */
-    size_t failed;      /* how many calls were failed */
+    size_t fail_at; /* fails this call to alloc, counted from 0; SIZE_MAX: none */
+    bool sticky;    /* and every later one */
+    size_t failed;  /* how many calls were failed */
 } t_mem_t;
 
 void t_mem_init(t_mem_t *mem);
@@ -109,20 +110,20 @@ uint64_t t_hash(uint64_t h, const void *data, size_t n);
 void t_snapshot(t_bytes_t *out, deft_ctx_t *ctx, deft_tree_t *const *trees, size_t n_trees);
 
 /* The call gives one of two statuses, and these trees are as before. */
-#define T_UNCHANGED(_ctx, _trees, _n, _expr, _want, _or)                                           \
-    do {                                                                                           \
-        t_bytes_t before_ = { 0 }, after_ = { 0 };                                                 \
-        deft_status_t got_;                                                                        \
-        t_snapshot(&before_, _ctx, _trees, _n);                                                    \
-        got_ = (_expr);                                                                            \
-        T_CHECK(got_ == (_want) || got_ == (_or), "%s: %s, expected %s or %s", #_expr,             \
-                deft_status_name(got_), deft_status_name(_want), deft_status_name(_or));           \
-        t_snapshot(&after_, _ctx, _trees, _n);                                                     \
-        T_CHECK(t_bytes_equal(&before_, &after_), "%s: %s, but something changed", #_expr,         \
-                deft_status_name(got_));                                                           \
-        T_CHECK(got_ == DEFT_OK || deft_last_error(_ctx)[0] != '\0', "%s: no text", #_expr);       \
-        t_bytes_free(&before_);                                                                    \
-        t_bytes_free(&after_);                                                                     \
+#define T_UNCHANGED(_ctx, _trees, _n, _expr, _want, _or)                                     \
+    do {                                                                                     \
+        t_bytes_t before_ = { 0 }, after_ = { 0 };                                           \
+        deft_status_t got_;                                                                  \
+        t_snapshot(&before_, _ctx, _trees, _n);                                              \
+        got_ = (_expr);                                                                      \
+        T_CHECK(got_ == (_want) || got_ == (_or), "%s: %s, expected %s or %s", #_expr,       \
+                deft_status_name(got_), deft_status_name(_want), deft_status_name(_or));     \
+        t_snapshot(&after_, _ctx, _trees, _n);                                               \
+        T_CHECK(t_bytes_equal(&before_, &after_), "%s: %s, but something changed", #_expr,   \
+                deft_status_name(got_));                                                     \
+        T_CHECK(got_ == DEFT_OK || deft_last_error(_ctx)[0] != '\0', "%s: no text", #_expr); \
+        t_bytes_free(&before_);                                                              \
+        t_bytes_free(&after_);                                                               \
     } while (0)
 
 /* DEFT_CONFIG_INIT, and a small geometry: 1 layer, 2 query heads on 1 KV head of 64, 1 thread. */

@@ -267,7 +267,7 @@ static void stale_step(machine_t *m)
 
     for (size_t i = 0; i < 3; i++) {
         const deft_status_t want = steps[i].ctx == NULL || steps[i].number == 0 ? DEFT_ERR_INVAL
-                                                                               : DEFT_ERR_STALE;
+                                                                                : DEFT_ERR_STALE;
 
         T_STATUS(deft_step_end(steps[i]), want);
         T_STATUS(deft_step_write(steps[i], 0, m->buf, m->buf), want);
@@ -364,9 +364,9 @@ static void check_all(machine_t *m)
 
 static uint64_t play(const uint8_t *data, size_t size)
 {
-    static deft_status_t (*const ops[])(machine_t *) = { op_fork, op_append, op_append, op_remove,
-                                                         op_trees, op_look, op_begin, op_step,
-                                                         op_step, op_step };
+    static deft_status_t (*const ops[])(machine_t *) = { op_fork,  op_append, op_append, op_remove,
+                                                         op_trees, op_look,   op_begin,  op_step,
+                                                         op_step,  op_step };
     deft_config_t cfg = t_config(POOL);
     machine_t m = { .data = data, .left = size };
 
@@ -390,10 +390,10 @@ static uint64_t play(const uint8_t *data, size_t size)
         }
         const deft_status_t status = ops[op](&m);
 
-        T_CHECK(status == DEFT_OK || (status <= DEFT_ERR_INVAL && status > DEFT_ERR_UNSUPPORTED)
-                || status == DEFT_ERR_EMPTY || status == DEFT_ERR_UNCOMPUTED
-                || status == DEFT_ERR_NOSPACE, "operation %zu (kind %u): %s", i, op,
-                deft_status_name(status));
+        T_CHECK(status == DEFT_OK || (status <= DEFT_ERR_INVAL && status > DEFT_ERR_UNSUPPORTED) ||
+                    status == DEFT_ERR_EMPTY || status == DEFT_ERR_UNCOMPUTED ||
+                    status == DEFT_ERR_NOSPACE,
+                "operation %zu (kind %u): %s", i, op, deft_status_name(status));
         note(&m, (uint64_t)(int64_t)status);
         check_all(&m);
     }

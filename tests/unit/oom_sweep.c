@@ -275,7 +275,8 @@ static deft_status_t call_compact_move(stage_t *s)
 static void prepare_crowded(stage_t *s)
 {
     prepare_chequer(s);
-    T_OK(s_append(s->w, s->t, s->node, (s->w->info.pool_tokens - world_info(s->w).live_tokens) / 2, NULL));
+    T_OK(s_append(s->w, s->t, s->node, (s->w->info.pool_tokens - world_info(s->w).live_tokens) / 2,
+                  NULL));
 }
 
 static deft_status_t call_compact_crowded(stage_t *s)
@@ -294,7 +295,8 @@ static void prepare_chains(stage_t *s)
         s->node = s_kid(s->node, 0);
         if (i % 5 != 4) {
             T_OK(s_append(s->w, s->t2, s->node, 3, NULL));
-            T_OK(s_append(s->w, s->t2, s_kid(s->t2->root, 0)->n_kids == 0 ? s_kid(s->t2->root, 0) : s->node, 1,
+            T_OK(s_append(s->w, s->t2,
+                          s_kid(s->t2->root, 0)->n_kids == 0 ? s_kid(s->t2->root, 0) : s->node, 1,
                           NULL));
         }
     }
@@ -355,8 +357,7 @@ static deft_status_t call_attend(stage_t *s)
         s->buf = t_alloc(2000 * 256 * sizeof(*s->buf));
     }
     for (uint32_t layer = 0; layer < s->w->L && status == DEFT_OK; layer++) {
-        status = t_layer(s->step, layer, s->buf, s->buf, s->buf,
-                                 s->buf + 1000 * 256);
+        status = t_layer(s->step, layer, s->buf, s->buf, s->buf, s->buf + 1000 * 256);
     }
     if (status != DEFT_OK) {
         deft_step_abandon(s->step);
@@ -432,7 +433,8 @@ static size_t snapshot_trees(const stage_t *s, deft_tree_t **trees)
 static bool sweep_one(const scene_t *scene, size_t n, bool sticky)
 {
     deft_config_t cfg = config();
-    cfg.hooks = (deft_node_hooks_t){ scene->hooks ? clone_state : NULL, scene->hooks ? free_state : NULL, NULL };
+    cfg.hooks = (deft_node_hooks_t){ scene->hooks ? clone_state : NULL,
+                                     scene->hooks ? free_state : NULL, NULL };
     stage_t s = { .w = world_new(&cfg, 5, false) };
     t_bytes_t before = { 0 }, after = { 0 };
     deft_tree_t *trees[8];
@@ -510,8 +512,8 @@ static void sweep_ctx_create(void)
             cfg.allocator = t_mem_hook(&mem);
             status = deft_ctx_create(&cfg, &ctx);
             done = mem.failed == 0;
-            T_CHECK(done ? status == DEFT_OK : status == DEFT_ERR_NOMEM || status == DEFT_OK,
-                    "%s", deft_status_name(status));
+            T_CHECK(done ? status == DEFT_OK : status == DEFT_ERR_NOMEM || status == DEFT_OK, "%s",
+                    deft_status_name(status));
             T_CHECK((ctx != NULL) == (status == DEFT_OK), "the output");
             deft_ctx_destroy(ctx);
             t_mem_balanced(&mem);

@@ -4,9 +4,9 @@
  *     stress_tree [seed [scale [iterations]]]
  *
  * Every token carries a cookie in its V: one value over a KV head's lanes that tells which token it
- * is. Now and then rows attend, and the oracle's answer shows whether each sees its own cookies. The
- * walking API is compared with the shadow all the time, deft_tree_check() runs after each operation
- * while the trees are small. */
+ * is. Now and then rows attend, and the oracle's answer shows whether each sees its own cookies.
+ * The walking API is compared with the shadow all the time, deft_tree_check() runs after each
+ * operation while the trees are small. */
 #include "problem.h"
 
 #include <stdio.h>
@@ -91,10 +91,11 @@ static void press(play_t *play, tally_t *tally)
 
 static void round_of(uint64_t seed, size_t index, double scale, size_t iterations, tally_t *tally)
 {
-    deft_config_t cfg = t_config((size_t)(200 * scale) + rng_below(&(rng_t){ { seed, index, 3, 4 } },
-                                                                  400));
-    play_t play = { .max_trees = 5, .max_nodes = (size_t)(60 * scale) + 20, .max_len = 20,
-                    .id_range = 6 };
+    deft_config_t cfg =
+        t_config((size_t)(200 * scale) + rng_below(&(rng_t){ { seed, index, 3, 4 } }, 400));
+    play_t play = {
+        .max_trees = 5, .max_nodes = (size_t)(60 * scale) + 20, .max_len = 20, .id_range = 6
+    };
 
     rng_init(&play.rng, t_mix(seed, index));
     cfg.kv_type = (deft_dtype_t)(1 + index % 3);
@@ -109,8 +110,8 @@ static void round_of(uint64_t seed, size_t index, double scale, size_t iteration
     play.w->check = scale <= 1;
     play_build(&play, world_tree(play.w), (shape_t)(index % SHAPE_COUNT), 8);
     for (size_t i = 0; i < iterations; i++) {
-        t_note("stress_tree %#llx %g %zu: round %zu, operation %zu", (unsigned long long)seed, scale,
-               iterations, index, i);
+        t_note("stress_tree %#llx %g %zu: round %zu, operation %zu", (unsigned long long)seed,
+               scale, iterations, index, i);
         if (i % 7 == 6) {
             step(&play, tally);
         } else if (i % 3 == 2) {

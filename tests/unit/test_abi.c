@@ -7,8 +7,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
-#define PIN(_what, _value) \
-    _Static_assert((_what) == (_value), #_what " moved: this breaks the ABI")
+#define PIN(_what, _value) _Static_assert((_what) == (_value), #_what " moved: this breaks the ABI")
 
 #if defined(__LP64__)
 #define SIZE(_type, _value) PIN(sizeof(_type), _value)
@@ -202,13 +201,16 @@ PIN(DEFT_ERR_NODEVICE, -40);
 PIN(DEFT_ERR_DEVICE, -41);
 PIN(DEFT_ERR_CORRUPT, -60);
 
-#if DEFT_VERSION_NUMBER < DEFT_MAKE_VERSION(0, 2, 0) || DEFT_VERSION_NUMBER >= DEFT_MAKE_VERSION(1, 0, 0)
+#if DEFT_VERSION_NUMBER < DEFT_MAKE_VERSION(0, 2, 0) || \
+    DEFT_VERSION_NUMBER >= DEFT_MAKE_VERSION(1, 0, 0)
 #error "DEFT_VERSION_NUMBER is not that of these headers"
 #endif
-#if DEFT_MAKE_VERSION(0, 2, 0) <= DEFT_MAKE_VERSION(0, 1, 999) || DEFT_MAKE_VERSION(1, 0, 0) <= DEFT_MAKE_VERSION(0, 999, 999)
+#if DEFT_MAKE_VERSION(0, 2, 0) <= DEFT_MAKE_VERSION(0, 1, 999) || \
+    DEFT_MAKE_VERSION(1, 0, 0) <= DEFT_MAKE_VERSION(0, 999, 999)
 #error "DEFT_MAKE_VERSION does not grow with the version"
 #endif
-PIN(DEFT_VERSION_NUMBER, DEFT_MAKE_VERSION(DEFT_VERSION_MAJOR, DEFT_VERSION_MINOR, DEFT_VERSION_PATCH));
+PIN(DEFT_VERSION_NUMBER,
+    DEFT_MAKE_VERSION(DEFT_VERSION_MAJOR, DEFT_VERSION_MINOR, DEFT_VERSION_PATCH));
 PIN(DEFT_MAKE_VERSION(1 + 1, 3, 4), 2003004);
 
 int main(void)

@@ -20,7 +20,7 @@ typedef struct record {
     size_t rows[MAX_STEPS];
     float *out[MAX_STEPS];
     size_t out_bytes[MAX_STEPS];
-    double *ref[MAX_STEPS];  /* of the sampled rows, all layers */
+    double *ref[MAX_STEPS]; /* of the sampled rows, all layers */
 } record_t;
 
 typedef struct judge {
@@ -73,9 +73,11 @@ static void judge_error(judge_t *j, const world_t *w, const sstep_t *ss, size_t 
     }
     const double norm = s_err_norm(&err);
 
-    T_CHECK(norm < s_tolerance(&w->info), "%s, step %zu (%zu rows, split %s, patched %d): error "
-            "%.3g, allowed %.3g", j->what, step, ss->n, t_split_name(ss->stats.split),
-            ss->stats.planned, norm, s_tolerance(&w->info));
+    T_CHECK(norm < s_tolerance(&w->info),
+            "%s, step %zu (%zu rows, split %s, patched %d): error "
+            "%.3g, allowed %.3g",
+            j->what, step, ss->n, t_split_name(ss->stats.split), ss->stats.planned, norm,
+            s_tolerance(&w->info));
     j->worst = norm > j->worst ? norm : j->worst;
 }
 
@@ -108,9 +110,10 @@ static void judge_step(void *arg, const world_t *w, const sstep_t *ss, size_t st
         for (size_t i = 0; i < bytes / sizeof(float); i++) {
             T_CHECK(memcmp(&r->out[step][i], &ss->out[i], sizeof(float)) == 0,
                     "%s, step %zu of %zu rows (split %s, patched %d): output %zu of row %zu: "
-                    "%.9g, not %.9g", j->what, step, ss->n, t_split_name(ss->stats.split),
-                    ss->stats.planned, i % (w->Hq * w->D), i / (w->Hq * w->D) % ss->n,
-                    (double)ss->out[i], (double)r->out[step][i]);
+                    "%.9g, not %.9g",
+                    j->what, step, ss->n, t_split_name(ss->stats.split), ss->stats.planned,
+                    i % (w->Hq * w->D), i / (w->Hq * w->D) % ss->n, (double)ss->out[i],
+                    (double)r->out[step][i]);
         }
     }
     judge_error(j, w, ss, step);
@@ -131,17 +134,16 @@ static size_t worst_at[DEFT_BF16 + 1][N_ISA];
 static void run_variant(const problem_t *p, size_t index, const char *what, const variant_t *v,
                         record_t *record, bool first, bool same_bits)
 {
-    judge_t j = { .p = p, .what = what, .record = record, .first = first,
-                  .same_bits = same_bits };
+    judge_t j = { .p = p, .what = what, .record = record, .first = first, .same_bits = same_bits };
 
-    t_note("test_attention %zu seed %#llx: %s, D %u, heads %u x %u, layers %u, shape %d, %zu nodes, "
-           "window %u, windows %d, softcap %g, sinks %d, scale %g | %s: device %d isa %s split %s "
-           "chunk %u threads %u fresh %d flags %llu",
-           index, (unsigned long long)p->seed, t_type_name(p->kv_type), p->head_dim,
-           p->n_kv_heads, p->ratio, p->n_layers, p->shape, p->n_nodes, p->window, p->use_windows,
-           (double)p->softcap, p->use_sinks, (double)p->scale, what, v->device,
-           t_isa_name(v->isa), t_split_name(v->split), v->chunk, v->threads, v->fresh,
-           (unsigned long long)v->flags);
+    t_note(
+        "test_attention %zu seed %#llx: %s, D %u, heads %u x %u, layers %u, shape %d, %zu nodes, "
+        "window %u, windows %d, softcap %g, sinks %d, scale %g | %s: device %d isa %s split %s "
+        "chunk %u threads %u fresh %d flags %llu",
+        index, (unsigned long long)p->seed, t_type_name(p->kv_type), p->head_dim, p->n_kv_heads,
+        p->ratio, p->n_layers, p->shape, p->n_nodes, p->window, p->use_windows, (double)p->softcap,
+        p->use_sinks, (double)p->scale, what, v->device, t_isa_name(v->isa), t_split_name(v->split),
+        v->chunk, v->threads, v->fresh, (unsigned long long)v->flags);
     problem_run(p, v, judge_step, &j);
     if (j.worst > worst_of[j.info.kv_type][j.info.isa]) {
         worst_of[j.info.kv_type][j.info.isa] = j.worst;
@@ -154,8 +156,10 @@ static void run_problem(const problem_t *p, size_t index, const lane_t *lanes, s
 {
     static const uint32_t chunks[] = { 0, 7, 32, 64, 100, 512 };
     const lane_t lane = lanes[index % n_lanes];
-    variant_t base = { .device = lane.device, .isa = lane.isa,
-                       .split = problem_splits[index / n_lanes % 5], .threads = 1 };
+    variant_t base = { .device = lane.device,
+                       .isa = lane.isa,
+                       .split = problem_splits[index / n_lanes % 5],
+                       .threads = 1 };
     record_t record = { 0 };
     variant_t v;
     rng_t rng;
@@ -181,11 +185,13 @@ static void run_problem(const problem_t *p, size_t index, const lane_t *lanes, s
     for (int i = 0; i < 2; i++) { /* another lane and split altogether */
         const lane_t other = lanes[1 + rng_below(&rng, n_lanes - 1)];
 
-        v = (variant_t){ .device = other.device, .isa = other.isa,
+        v = (variant_t){ .device = other.device,
+                         .isa = other.isa,
                          .split = problem_splits[rng_below(&rng, 5)],
                          .chunk = chunks[rng_below(&rng, 6)],
                          .threads = 1 + (uint32_t)rng_chance(&rng, 0.3),
-                         .fresh = rng_chance(&rng, 0.2), .how = i,
+                         .fresh = rng_chance(&rng, 0.2),
+                         .how = i,
                          .flags = rng_chance(&rng, 0.1) ? DEFT_STEP_INVARIANT : 0 };
         run_variant(p, index, "another", &v, &record, false, false);
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Attention has properties that need no oracle: constant V gives constant O, one token gives its own
- * V, equal logits give the mean; and what one branch holds, NaN included, is no other's business.
- * Each on every instruction set, KV type and split. */
+/* Attention has properties that need no oracle: constant V gives constant O, one token gives its
+ * own V, equal logits give the mean; and what one branch holds, NaN included, is no other's
+ * business. Each on every instruction set, KV type and split. */
 #include "problem.h"
 #include "suite.h"
 
@@ -50,10 +50,11 @@ static void grid(cell_fn fn)
             cell.cfg.n_kv_heads = 2;
             cell.cfg.n_q_heads = 2 * ratios[cell.index / 2 % 5];
             t_note("test_attention_properties cell %zu seed %#llx: %s, isa %s (device %d), "
-                   "split %s, chunk %u, threads %u, D %u, heads %u/2", cell.index, (unsigned long long)cell.seed,
-                   t_type_name(cell.cfg.kv_type), t_isa_name(lane.isa), lane.device,
-                   t_split_name(cell.cfg.split), cell.cfg.chunk_tokens, cell.cfg.n_threads,
-                   cell.cfg.head_dim, cell.cfg.n_q_heads);
+                   "split %s, chunk %u, threads %u, D %u, heads %u/2",
+                   cell.index, (unsigned long long)cell.seed, t_type_name(cell.cfg.kv_type),
+                   t_isa_name(lane.isa), lane.device, t_split_name(cell.cfg.split),
+                   cell.cfg.chunk_tokens, cell.cfg.n_threads, cell.cfg.head_dim,
+                   cell.cfg.n_q_heads);
             fn(&cell);
         }
     }
@@ -110,8 +111,8 @@ static void cell_constant_v(const cell_t *cell)
     world_step(w, NULL, 0, 0, S_FUSED, &ss);
     for (uint32_t layer = 0; layer < w->L; layer++) {
         for (size_t i = 0; i < ss.o.n; i++) {
-            const double want = (double)t_round((float)(i % w->D) * 0.125f - 4.0f + (float)layer,
-                                                w->cfg.kv_type);
+            const double want =
+                (double)t_round((float)(i % w->D) * 0.125f - 4.0f + (float)layer, w->cfg.kv_type);
             const double got = (double)ss.out[layer * ss.o.n + i];
 
             T_CHECK(fabs(got - want) <= scale * (fabs(want) + 1), "row %zu: %g, not %g",
@@ -297,9 +298,10 @@ static void cell_bad(const cell_t *cell)
                 finite = finite && isfinite(o[i]);
             }
             if (!row_sees(&ss[1], row, bad, offset)) {
-                T_CHECK(memcmp(good, o, width * sizeof(*o)) == 0, "row %zu (node len %zu, offset "
-                        "%zu) does not see the %g in %s, yet it changed (finite: %d)", row,
-                        ss[1].node[row]->len, ss[1].off[row], (double)bad_value,
+                T_CHECK(memcmp(good, o, width * sizeof(*o)) == 0,
+                        "row %zu (node len %zu, offset "
+                        "%zu) does not see the %g in %s, yet it changed (finite: %d)",
+                        row, ss[1].node[row]->len, ss[1].off[row], (double)bad_value,
                         bad_what == W_K ? "K" : "V", finite);
             } else if (bad_what == W_V || isnan(bad_value)) {
                 T_CHECK(!finite, "row %zu sees a %g in %s and shows nothing of it", row,
@@ -441,7 +443,9 @@ static size_t n_runs(const stree_t *t, const snode_t *node)
 /* A draft below `end`, of which a branch of 1 to 5 tokens is accepted; returns the new end. */
 static snode_t *speculate(world_t *w, stree_t *t, snode_t *end, rng_t *rng, const cell_t *cell)
 {
-    play_t play = { .w = w, .max_trees = 1, .max_nodes = 40, .max_len = 40, .id_range = 9, .rng = *rng };
+    play_t play = {
+        .w = w, .max_trees = 1, .max_nodes = 40, .max_len = 40, .id_range = 9, .rng = *rng
+    };
     snode_t *last = end;
     s_err_t err = { 0 };
     sstep_t ss;
@@ -463,8 +467,8 @@ static snode_t *speculate(world_t *w, stree_t *t, snode_t *end, rng_t *rng, cons
     return last;
 }
 
-/* Two texts grow by drafts in one pool. One is compacted after each step and stays in few runs and two
- * nodes; the results of both are right all the time. */
+/* Two texts grow by drafts in one pool. One is compacted after each step and stays in few runs and
+ * two nodes; the results of both are right all the time. */
 static void cell_drafts(const cell_t *cell)
 {
     world_t *w = world_new(&cell->cfg, cell->seed, true);
@@ -517,14 +521,10 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
-        test_attn_constant_v_gives_constant_o,
-        test_attn_single_token_gives_its_v,
-        test_attn_equal_logits_give_the_mean,
-        test_attn_huge_logits_stay_finite,
-        test_attn_nan_touches_only_rows_that_see_it,
-        test_attn_freed_slots_are_never_seen,
-        test_attn_shared_prefix_outlives_its_tree,
-        test_attn_accepted_drafts_lie_together,
+        test_attn_constant_v_gives_constant_o,       test_attn_single_token_gives_its_v,
+        test_attn_equal_logits_give_the_mean,        test_attn_huge_logits_stay_finite,
+        test_attn_nan_touches_only_rows_that_see_it, test_attn_freed_slots_are_never_seen,
+        test_attn_shared_prefix_outlives_its_tree,   test_attn_accepted_drafts_lie_together,
     };
 
     return suite_run("attention_properties", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));

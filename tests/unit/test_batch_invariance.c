@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* DEFT_STEP_INVARIANT: the output bits of a row depend on its own path alone. One path of fixed nodes
- * and fixed KV is played in many surroundings (scenes): alone, among siblings, beside other trees,
- * in a fragmented pool, computed at once or piece by piece, with one thread or two. Each row of the
- * path has to come out with the same bits in all of them. */
+/* DEFT_STEP_INVARIANT: the output bits of a row depend on its own path alone. One path of fixed
+ * nodes and fixed KV is played in many surroundings (scenes): alone, among siblings, beside other
+ * trees, in a fragmented pool, computed at once or piece by piece, with one thread or two. Each row
+ * of the path has to come out with the same bits in all of them. */
 #include "problem.h"
 #include "suite.h"
 
@@ -148,8 +148,7 @@ static void scene_step(scene_t *s)
         s->rng = play.rng;
     }
     if (play_uncomputed(s->w)) {
-        world_step(s->w, n != 0 ? rows : NULL, n, DEFT_STEP_INVARIANT, (int)(s->rng.s[0] % 2),
-                   &ss);
+        world_step(s->w, n != 0 ? rows : NULL, n, DEFT_STEP_INVARIANT, (int)(s->rng.s[0] % 2), &ss);
         scene_store(s, &ss);
         sstep_free(&ss);
     }
@@ -242,8 +241,9 @@ static void compare_scenes(const deft_config_t *cfg, const path_t *path, const f
         }
         T_CHECK(memcmp(out + row * per_row, want + row * per_row, per_row * sizeof(*out)) == 0,
                 "row %zu of %zu (in node %zu of %zu, len %zu): other bits in this scene: %.9g, "
-                "alone %.9g", row, path->n_rows, node, path->n_nodes, path->len[node],
-                (double)out[row * per_row], (double)want[row * per_row]);
+                "alone %.9g",
+                row, path->n_rows, node, path->n_nodes, path->len[node], (double)out[row * per_row],
+                (double)want[row * per_row]);
     }
     free(out);
 }
@@ -274,10 +274,11 @@ static void run_type(deft_dtype_t type)
         cfg.n_q_heads = cfg.n_kv_heads * ratios[rng_below(&rng, 5)];
         cfg.window = rng_chance(&rng, 0.2) ? 1 + (uint32_t)rng_below(&rng, 90) : 0;
         cfg.softcap = rng_chance(&rng, 0.2) ? 20 : 0;
-        t_note("test_batch_invariance %zu seed %#llx: %s, isa %s (device %d), split %s, D %u, heads "
-               "%u/%u, window %u", i, (unsigned long long)seed, t_type_name(type),
-               t_isa_name(cfg.isa), cfg.device, t_split_name(cfg.split), cfg.head_dim,
-               cfg.n_q_heads, cfg.n_kv_heads, cfg.window);
+        t_note(
+            "test_batch_invariance %zu seed %#llx: %s, isa %s (device %d), split %s, D %u, heads "
+            "%u/%u, window %u",
+            i, (unsigned long long)seed, t_type_name(type), t_isa_name(cfg.isa), cfg.device,
+            t_split_name(cfg.split), cfg.head_dim, cfg.n_q_heads, cfg.n_kv_heads, cfg.window);
         want = scene_run(&cfg, &path, 1, true);
         for (size_t k = 0; k < 4; k++) {
             cfg.n_threads = 1 + (uint32_t)(k % 2);

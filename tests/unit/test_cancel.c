@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* deft_step_cancel(): a long attend stops soon after another thread asked for it, on every instruction
- * set; the tree is as after deft_step_abandon(), and no other step is touched. */
+/* deft_step_cancel(): a long attend stops soon after another thread asked for it, on every
+ * instruction set; the tree is as after deft_step_abandon(), and no other step is touched. */
 #include "fixture.h"
 
 #include <pthread.h>
@@ -25,7 +25,8 @@ static double now_ms(void)
 
 static void sleep_ms(double ms)
 {
-    const struct timespec ts = { (time_t)(ms / 1e3), (long)((ms - 1e3 * (double)(long)(ms / 1e3)) * 1e6) };
+    const struct timespec ts = { (time_t)(ms / 1e3),
+                                 (long)((ms - 1e3 * (double)(long)(ms / 1e3)) * 1e6) };
 
     nanosleep(&ts, NULL);
 }
@@ -111,7 +112,8 @@ static double cancel_once(rig_t *r, double wait_ms)
     T_STATUS(deft_step_write(c.step, 0, r->kv, r->kv), DEFT_ERR_CANCELLED);
     T_STATUS(deft_step_attend(c.step, 0, r->q, r->o), DEFT_ERR_CANCELLED);
     T_STATUS(deft_step_end(c.step), DEFT_ERR_CANCELLED);
-    T_STATUS(deft_tree_fork(r->t->tree, r->t->root->h, 1, &(deft_node_t){ 0 }), DEFT_ERR_BUSY); /* still open */
+    T_STATUS(deft_tree_fork(r->t->tree, r->t->root->h, 1, &(deft_node_t){ 0 }),
+             DEFT_ERR_BUSY); /* still open */
     T_CHECK(deft_step_tokens(c.step) == r->n, "rows");
     deft_step_abandon(c.step);
     T_CHECK(deft_step_tokens(c.step) == 0, "rows of an abandoned step");
@@ -166,14 +168,15 @@ static void cancel_soon(const deft_config_t *cfg)
     memcpy(first, r.o, n * width * sizeof(*first));
     ms = stop_ms(&r, whole);
     printf("%s %s, split %s, %u threads: %.1f ms to stop an attend of %.0f ms (%zu rows)\n",
-           t_type_name(cfg->kv_type), t_isa_name(r.w->info.isa), t_split_name(cfg->split), cfg->n_threads,
-           ms, whole, n);
+           t_type_name(cfg->kv_type), t_isa_name(r.w->info.isa), t_split_name(cfg->split),
+           cfg->n_threads, ms, whole, n);
     fflush(stdout);
     T_CHECK(ms <= limit, "%.1f ms until attend returned, %.0f are allowed", ms, limit);
     /* the next step is right */
     memset(r.o, 0, n * width * sizeof(*r.o));
     whole_ms(&r);
-    T_CHECK(memcmp(first, r.o, n * width * sizeof(*first)) == 0, "the step after it gave other bits");
+    T_CHECK(memcmp(first, r.o, n * width * sizeof(*first)) == 0,
+            "the step after it gave other bits");
     free(first);
     rig_close(&r);
 }
@@ -300,7 +303,7 @@ START_TEST(test_cancel_of_an_ended_step_does_nothing)
     T_OK(deft_step_write(step, 0, zeros, zeros));
     deft_step_cancel(old);
     T_OK(deft_step_attend(step, 0, zeros, outputs));
-    deft_step_cancel((deft_step_t){ w->ctx, old.number - 1 }); /* of none */
+    deft_step_cancel((deft_step_t){ w->ctx, old.number - 1 });    /* of none */
     deft_step_cancel((deft_step_t){ other_w->ctx, step.number }); /* of another context */
     deft_step_cancel((deft_step_t)DEFT_STEP_INIT);
     T_OK(deft_step_end(step));
@@ -355,12 +358,9 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
-        test_cancel_stops_a_long_attend_soon,
-        test_cancel_of_ended_steps_from_another_thread,
-        test_cancel_between_the_calls_of_a_step,
-        test_cancel_of_an_ended_step_does_nothing,
-        test_cancel_is_not_taken_back,
-        test_cancel_of_a_step_to_come_does_nothing,
+        test_cancel_stops_a_long_attend_soon,    test_cancel_of_ended_steps_from_another_thread,
+        test_cancel_between_the_calls_of_a_step, test_cancel_of_an_ended_step_does_nothing,
+        test_cancel_is_not_taken_back,           test_cancel_of_a_step_to_come_does_nothing,
     };
 
     return suite_run("cancel", fixture_setup, fixture_teardown, tests,

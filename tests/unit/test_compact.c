@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* deft_tree_compact(): runs come together with their KV, in calls of bounded work, and chains of only
- * children become one node. */
+/* deft_tree_compact(): runs come together with their KV, in calls of bounded work, and chains of
+ * only children become one node. */
 #include "fixture.h"
 
 #include <stdio.h>
@@ -26,8 +26,8 @@ static void interleave(stree_t *ta, snode_t *a, stree_t *tb, snode_t *b, size_t 
     }
 }
 
-/* The rest of the pool is single free slots, by turns with slots of nodes of t2; a node that grows now
- * is made of runs of one slot. Returns how many there are. */
+/* The rest of the pool is single free slots, by turns with slots of nodes of t2; a node that grows
+ * now is made of runs of one slot. Returns how many there are. */
 static size_t chequer(world_t *on, stree_t *other)
 {
     const size_t n = (on->info.pool_tokens - world_info(on).live_tokens) / 2 * 2;
@@ -223,7 +223,8 @@ static void scattered(deft_config_t cfg, size_t n)
         }
         T_CHECK(calls < n / 64 + 10, "%zu calls, %zu runs", calls, runs_of(st, st->root));
     }
-    T_CHECK(runs_of(st, st->root) <= 4 + n / 256, "%zu runs are left of %zu", runs_of(st, st->root), scattered_runs);
+    T_CHECK(runs_of(st, st->root) <= 4 + n / 256, "%zu runs are left of %zu", runs_of(st, st->root),
+            scattered_runs);
     T_CHECK(s_err_norm(&err) < s_tolerance(&w->info), "error %g", s_err_norm(&err));
     world_verify(w);
     T_OK(deft_tree_check(st->tree));
@@ -231,8 +232,8 @@ static void scattered(deft_config_t cfg, size_t n)
     w = was;
 }
 
-/* Free slots lie one by one between those of neighbours: these give way, as whole runs, with their KV.
- * shared: some of the neighbours' slots have a second owner, and stay. */
+/* Free slots lie one by one between those of neighbours: these give way, as whole runs, with their
+ * KV. shared: some of the neighbours' slots have a second owner, and stay. */
 static void crowded(deft_config_t cfg, size_t n, bool shared)
 {
     size_t moved = 1, calls = 0, neighbours = 0;
@@ -278,7 +279,8 @@ static void crowded(deft_config_t cfg, size_t n, bool shared)
             T_OK(s_truncate(w, other, s_kid(other->root, calls % other->root->n_kids), 1));
         }
     }
-    T_CHECK(runs_of(st, st->root) <= 4 + n / 64, "%zu runs are left of %zu", runs_of(st, st->root), before);
+    T_CHECK(runs_of(st, st->root) <= 4 + n / 64, "%zu runs are left of %zu", runs_of(st, st->root),
+            before);
     for (size_t i = 0; i < other->root->n_kids; i++) {
         neighbours -= runs_of(other, s_kid(other->root, i));
         if (i % 4 == 0 && w->info.pool_tokens > world_info(w).live_tokens) {
@@ -307,7 +309,8 @@ START_TEST(test_compact_moves_neighbours_from_between)
             if (t_scale() < 0.1 && i % 3 != (size_t)type % 3) {
                 continue;
             }
-            t_note("crowded: %s, isa %s", t_type_name((deft_dtype_t)type), t_isa_name(lanes[i].isa));
+            t_note("crowded: %s, isa %s", t_type_name((deft_dtype_t)type),
+                   t_isa_name(lanes[i].isa));
             cfg.device = lanes[i].device;
             cfg.isa = lanes[i].isa;
             cfg.kv_type = (deft_dtype_t)type;
@@ -332,7 +335,8 @@ START_TEST(test_compact_of_a_scattered_node)
             if (t_scale() < 0.1 && i % 3 != (size_t)type % 3) {
                 continue;
             }
-            t_note("scattered: %s, isa %s", t_type_name((deft_dtype_t)type), t_isa_name(lanes[i].isa));
+            t_note("scattered: %s, isa %s", t_type_name((deft_dtype_t)type),
+                   t_isa_name(lanes[i].isa));
             cfg.device = lanes[i].device;
             cfg.isa = lanes[i].isa;
             cfg.kv_type = (deft_dtype_t)type;
@@ -433,7 +437,8 @@ START_TEST(test_compact_chains_end_in_their_last_node)
             REFUSED(deft_tree_fork(t->tree, above[i], 1, above), DEFT_ERR_STALE);
         }
     }
-    REFUSED(deft_tree_compact(t->tree, t->root->h, 0, DEFT_COMPACT_CHAINS, NULL), DEFT_OK); /* again */
+    REFUSED(deft_tree_compact(t->tree, t->root->h, 0, DEFT_COMPACT_CHAINS, NULL),
+            DEFT_OK); /* again */
 }
 END_TEST
 
@@ -498,7 +503,8 @@ START_TEST(test_compact_chains_keep_the_order_of_rows)
 }
 END_TEST
 
-/* Between the slots of one node no evicted tokens lie: such a node is not joined to one with slots. */
+/* Between the slots of one node no evicted tokens lie: such a node is not joined to one with
+ * slots. */
 START_TEST(test_compact_chains_around_evicted_tokens)
 {
     snode_t *a, *b, *c;
@@ -606,8 +612,10 @@ START_TEST(test_compact_refuses)
 
     plant();
     for (int bit = 1; bit < 64; bit++) {
-        REFUSED(deft_tree_compact(t->tree, t->root->h, 0, UINT64_C(1) << bit, &moved), DEFT_ERR_INVAL);
-        REFUSED(deft_tree_compact(t->tree, t->root->h, 0, UINT64_C(1) << bit | DEFT_COMPACT_CHAINS, &moved),
+        REFUSED(deft_tree_compact(t->tree, t->root->h, 0, UINT64_C(1) << bit, &moved),
+                DEFT_ERR_INVAL);
+        REFUSED(deft_tree_compact(t->tree, t->root->h, 0, UINT64_C(1) << bit | DEFT_COMPACT_CHAINS,
+                                  &moved),
                 DEFT_ERR_INVAL);
     }
     REFUSED(deft_tree_compact(t->tree, t2->root->h, 0, 0, &moved), DEFT_ERR_FOREIGN);

@@ -18,10 +18,10 @@ START_TEST(test_ctx_create_refuses_bad_configs)
     deft_ctx_t *ctx = NULL;
     deft_config_t cfg;
 
-#define BAD(_field, _value, _want)                                                                 \
-    cfg = good;                                                                                    \
-    cfg._field = (_value);                                                                         \
-    ck_assert_msg(deft_ctx_create(&cfg, &ctx) == (_want), #_field " = " #_value);                  \
+#define BAD(_field, _value, _want)                                                \
+    cfg = good;                                                                   \
+    cfg._field = (_value);                                                        \
+    ck_assert_msg(deft_ctx_create(&cfg, &ctx) == (_want), #_field " = " #_value); \
     ck_assert_ptr_null(ctx)
 
     ck_assert_int_eq(deft_ctx_create(NULL, &ctx), DEFT_ERR_INVAL);
@@ -63,9 +63,9 @@ START_TEST(test_ctx_create_refuses_absurd_pools)
         world_t *none = NULL;
         const deft_status_t status = world_try(&cfg, 1, false, &none);
 
-        ck_assert_msg(status == DEFT_ERR_INVAL || status == DEFT_ERR_NOMEM
-                      || status == DEFT_ERR_LIMIT, "%zu tokens: %s", sizes[i],
-                      deft_status_name(status));
+        ck_assert_msg(status == DEFT_ERR_INVAL || status == DEFT_ERR_NOMEM ||
+                          status == DEFT_ERR_LIMIT,
+                      "%zu tokens: %s", sizes[i], deft_status_name(status));
     }
 }
 END_TEST
@@ -215,17 +215,17 @@ static void count_lines(void *arg, deft_log_level_t level, const char *text)
 }
 
 /* The call fails, and logs one line at this level if the limit allows it, with the reason. */
-#define LOGS(_expr, _status, _level)                                                               \
-    do {                                                                                           \
-        memset(n_lines, 0, sizeof(n_lines));                                                       \
-        T_STATUS(_expr, _status);                                                                  \
-        for (int level_ = 0; level_ <= DEFT_LOG_DEBUG; level_++) {                                 \
-            const size_t want_ = level_ == (_level) && level_ <= limit ? 1 : 0;                    \
-            T_CHECK(n_lines[level_] == want_, "limit %d: %zu lines at level %d, not %zu", limit,   \
-                    n_lines[level_], level_, want_);                                               \
-            ck_assert(want_ == 0 || strcmp(last_line[level_], deft_last_error(ctx)) == 0);         \
-        }                                                                                          \
-        ck_assert_str_ne(deft_last_error(ctx), "");                                                \
+#define LOGS(_expr, _status, _level)                                                             \
+    do {                                                                                         \
+        memset(n_lines, 0, sizeof(n_lines));                                                     \
+        T_STATUS(_expr, _status);                                                                \
+        for (int level_ = 0; level_ <= DEFT_LOG_DEBUG; level_++) {                               \
+            const size_t want_ = level_ == (_level) && level_ <= limit ? 1 : 0;                  \
+            T_CHECK(n_lines[level_] == want_, "limit %d: %zu lines at level %d, not %zu", limit, \
+                    n_lines[level_], level_, want_);                                             \
+            ck_assert(want_ == 0 || strcmp(last_line[level_], deft_last_error(ctx)) == 0);       \
+        }                                                                                        \
+        ck_assert_str_ne(deft_last_error(ctx), "");                                              \
     } while (0)
 
 START_TEST(test_ctx_log_levels)
@@ -288,13 +288,13 @@ END_TEST
 /* ---- structures ---- */
 
 /* _INIT is the size, and zeros behind it. */
-#define IS_INIT(_type, _init)                                                                      \
-    do {                                                                                           \
-        const _type made_ = _init;                                                                 \
-        ck_assert_uint_eq(made_.struct_size, sizeof(_type));                                       \
-        for (size_t i_ = sizeof(size_t); i_ < sizeof(_type); i_++) {                               \
-            ck_assert_msg(((const unsigned char *)&made_)[i_] == 0, #_init ": byte %zu", i_);      \
-        }                                                                                          \
+#define IS_INIT(_type, _init)                                                                 \
+    do {                                                                                      \
+        const _type made_ = _init;                                                            \
+        ck_assert_uint_eq(made_.struct_size, sizeof(_type));                                  \
+        for (size_t i_ = sizeof(size_t); i_ < sizeof(_type); i_++) {                          \
+            ck_assert_msg(((const unsigned char *)&made_)[i_] == 0, #_init ": byte %zu", i_); \
+        }                                                                                     \
     } while (0)
 
 START_TEST(test_init_macros_are_the_defaults)
@@ -317,8 +317,8 @@ START_TEST(test_version_is_one)
 {
     char text[40];
 
-    snprintf(text, sizeof(text), "%d.%d.%d", DEFT_VERSION_NUMBER / 1000000, DEFT_VERSION_NUMBER / 1000 % 1000,
-             DEFT_VERSION_NUMBER % 1000);
+    snprintf(text, sizeof(text), "%d.%d.%d", DEFT_VERSION_NUMBER / 1000000,
+             DEFT_VERSION_NUMBER / 1000 % 1000, DEFT_VERSION_NUMBER % 1000);
     ck_assert_int_eq(strncmp(deft_version(), text, strlen(text)), 0);
     ck_assert_str_eq(deft_version(), DEFT_VERSION);
 }
@@ -358,8 +358,8 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* A million children come and go: their memory goes back, their handles stay stale, and no later node
- * has one of them. */
+/* A million children come and go: their memory goes back, their handles stay stale, and no later
+ * node has one of them. */
 START_TEST(test_ctx_trim_gives_nodes_back)
 {
     const size_t n = t_count(1000000), step = n < 10 ? 1 : n / 10;
@@ -383,9 +383,10 @@ START_TEST(test_ctx_trim_gives_nodes_back)
     ck_assert_uint_ge(tw->mem.live_bytes, full);
     T_OK(deft_ctx_trim(tw->ctx));
     /* a chunk of nodes and what finds the chunks may stay */
-    T_CHECK(tw->mem.live_bytes <= base + 600000, "%zu bytes live, %zu before, %zu at most", tw->mem.live_bytes,
-            base, full);
-    T_CHECK(n < 100000 || full - tw->mem.live_bytes > n * 64, "%zu bytes came back", full - tw->mem.live_bytes);
+    T_CHECK(tw->mem.live_bytes <= base + 600000, "%zu bytes live, %zu before, %zu at most",
+            tw->mem.live_bytes, base, full);
+    T_CHECK(n < 100000 || full - tw->mem.live_bytes > n * 64, "%zu bytes came back",
+            full - tw->mem.live_bytes);
     T_OK(deft_tree_check(tt->tree));
     world_verify(tw); /* the root's handle and its tokens */
     for (size_t i = 0; i < n; i++) {
@@ -428,7 +429,8 @@ START_TEST(test_ctx_trim_around_living_nodes)
     tw = world_new(&cfg, 1, false);
     tt = world_tree(tw);
     for (size_t r = 0; r < rounds; r++) {
-        const size_t keep = (KEEP * (r + 1)) % N; /* one child lives for three rounds, in some chunk */
+        const size_t keep = (KEEP * (r + 1)) %
+                            N; /* one child lives for three rounds, in some chunk */
 
         T_OK(deft_tree_fork(tt->tree, tt->root->h, N, kids));
         full = tw->mem.live_bytes > full ? tw->mem.live_bytes : full;
@@ -449,7 +451,8 @@ START_TEST(test_ctx_trim_around_living_nodes)
             ck_assert(kept[i] == 0 || deft_tree_path_len(tt->tree, kept[i]) == 2);
         }
         for (size_t i = 0; i < N; i++) {
-            T_CHECK(i == keep || deft_ctx_tree(tw->ctx, kids[i]) == NULL, "a stale handle came alive");
+            T_CHECK(i == keep || deft_ctx_tree(tw->ctx, kids[i]) == NULL,
+                    "a stale handle came alive");
         }
     }
     T_OK(deft_tree_commit(tt->tree, tt->root->h, DEFT_COMMIT_PATH));
@@ -477,8 +480,8 @@ START_TEST(test_ctx_trim_gives_plans_back)
     full = tw->mem.live_bytes;
     ck_assert_uint_gt(full, base + 500000);
     T_OK(deft_ctx_trim(tw->ctx));
-    T_CHECK(tw->mem.live_bytes < base + (full - base) / 4, "%zu bytes live, %zu before the step, %zu after",
-            tw->mem.live_bytes, base, full);
+    T_CHECK(tw->mem.live_bytes < base + (full - base) / 4,
+            "%zu bytes live, %zu before the step, %zu after", tw->mem.live_bytes, base, full);
     T_OK(s_append(tw, tt, tt->root, 3, NULL)); /* and the next one works */
     compute_all(tw);
     world_verify(tw);
@@ -562,9 +565,9 @@ END_TEST
 
 START_TEST(test_status_names_and_texts)
 {
-#define EACH(_name, _value, _text)                                                                 \
-    ck_assert_int_eq(DEFT_##_name, _value);                                                        \
-    ck_assert_str_eq(deft_strerror((deft_status_t)(_value)), _text);                               \
+#define EACH(_name, _value, _text)                                   \
+    ck_assert_int_eq(DEFT_##_name, _value);                          \
+    ck_assert_str_eq(deft_strerror((deft_status_t)(_value)), _text); \
     ck_assert_str_eq(deft_status_name((deft_status_t)(_value)), "DEFT_" #_name);
     DEFT_STATUS_MAP(EACH)
 #undef EACH

@@ -44,8 +44,14 @@ static bool rig_open(rig_t *r, deft_isa_t isa, deft_dtype_t type, uint32_t threa
     cfg.n_threads = threads;
     ideft_host_init(&r->host, &cfg);
     r->windows[1] = 6;
-    r->g = (ideft_geometry_t){ .n_layers = L, .H = HQ, .Hkv = HKV, .G = HQ / HKV, .D = D,
-                               .format = ideft_format_of(type, D, D), .scale = 0.125f, .windows = r->windows };
+    r->g = (ideft_geometry_t){ .n_layers = L,
+                               .H = HQ,
+                               .Hkv = HKV,
+                               .G = HQ / HKV,
+                               .D = D,
+                               .format = ideft_format_of(type, D, D),
+                               .scale = 0.125f,
+                               .windows = r->windows };
     if (isa % 2 == 0) {
         r->g.softcap = 9;
         t_fill(3, 1, r->sinks, HQ);
@@ -58,8 +64,9 @@ static bool rig_open(rig_t *r, deft_isa_t isa, deft_dtype_t type, uint32_t threa
         t_mem_balanced(&r->mem); /* nothing stays behind */
         return false;
     }
-    T_CHECK(r->facts.isa <= isa && r->facts.pool_tokens == SLOTS && r->facts.n_threads == threads
-            && r->facts.act_type == DEFT_F32 && r->facts.machine.tile_rows > 0, "facts");
+    T_CHECK(r->facts.isa <= isa && r->facts.pool_tokens == SLOTS && r->facts.n_threads == threads &&
+                r->facts.act_type == DEFT_F32 && r->facts.machine.tile_rows > 0,
+            "facts");
     return true;
 }
 
@@ -83,8 +90,10 @@ static void write_rows(rig_t *r, const ideft_plan_t *plan, uint64_t key)
             for (size_t j = 0; j < (size_t)HKV * D; j++) {
                 const size_t at = (size_t)plan->row[i].token * HKV * D + j;
 
-                r->kv[plan->row[i].slot][layer][0][j / D][j % D] = t_round(k[at], r->g.format.element);
-                r->kv[plan->row[i].slot][layer][1][j / D][j % D] = t_round(v[at], r->g.format.element);
+                r->kv[plan->row[i].slot][layer][0][j / D][j % D] =
+                    t_round(k[at], r->g.format.element);
+                r->kv[plan->row[i].slot][layer][1][j / D][j % D] =
+                    t_round(v[at], r->g.format.element);
             }
         }
     }
@@ -93,9 +102,11 @@ static void write_rows(rig_t *r, const ideft_plan_t *plan, uint64_t key)
 }
 
 /* Row `index` over slots path[0 .. n), the last of which is its own, in float64. */
-static void reference(const rig_t *r, uint32_t layer, const float *q, const uint32_t *path, size_t n, double *out)
+static void reference(const rig_t *r, uint32_t layer, const float *q, const uint32_t *path,
+                      size_t n, double *out)
 {
-    const size_t first = r->windows[layer] != 0 && n > r->windows[layer] ? n - r->windows[layer] : 0;
+    const size_t first = r->windows[layer] != 0 && n > r->windows[layer] ? n - r->windows[layer]
+                                                                         : 0;
 
     for (uint32_t h = 0; h < HQ; h++) {
         const uint32_t kv_head = h / (HQ / HKV);
@@ -132,8 +143,8 @@ static void reference(const rig_t *r, uint32_t layer, const float *q, const uint
 }
 
 /* Attend in both layers and compare; path[r][0 .. n[r]): what row r may see, oldest first. */
-static void attend_rows(rig_t *r, const ideft_plan_t *plan, uint64_t key, uint32_t path[][SLOTS], const size_t *n,
-                        const ideft_stop_t *stop)
+static void attend_rows(rig_t *r, const ideft_plan_t *plan, uint64_t key, uint32_t path[][SLOTS],
+                        const size_t *n, const ideft_stop_t *stop)
 {
     const size_t width = (size_t)HQ * D, all = plan->n_rows * width;
     float *q = t_alloc(all * sizeof(*q));
@@ -170,10 +181,19 @@ static void prompt(rig_t *r, uint32_t at, uint64_t key)
 {
     static ideft_row_t row[PROMPT];
     static uint32_t path[PROMPT][SLOTS], order[] = { 0 }, part_begin[PROMPT + 1];
-    const ideft_seg_t seg[] = { { .slot = at, .n = PROMPT, .pos = 0, .row_begin = 0, .row_end = PROMPT } };
+    const ideft_seg_t seg[] = {
+        { .slot = at, .n = PROMPT, .pos = 0, .row_begin = 0, .row_end = PROMPT }
+    };
     const ideft_group_t group[] = { { .seg_end = 1, .row_end = PROMPT, .cost = 1 } };
-    const ideft_plan_t plan = { .n_rows = PROMPT, .n_segs = 1, .n_groups = 1, .row = row, .seg = seg,
-                                .group = group, .order = order, .part_begin = part_begin, .n_tokens = PROMPT };
+    const ideft_plan_t plan = { .n_rows = PROMPT,
+                                .n_segs = 1,
+                                .n_groups = 1,
+                                .row = row,
+                                .seg = seg,
+                                .group = group,
+                                .order = order,
+                                .part_begin = part_begin,
+                                .n_tokens = PROMPT };
     size_t n[PROMPT];
 
     for (uint32_t i = 0; i < PROMPT; i++) {
@@ -188,8 +208,8 @@ static void prompt(rig_t *r, uint32_t at, uint64_t key)
     attend_rows(r, &plan, key, path, n, NULL);
 }
 
-/* Two branches below the prompt at `at`: three tokens at slots 40, 41, 42 and one at 60. Three groups,
- * the prompt for all rows and one for each branch: every row has two partials. */
+/* Two branches below the prompt at `at`: three tokens at slots 40, 41, 42 and one at 60. Three
+ * groups, the prompt for all rows and one for each branch: every row has two partials. */
 typedef struct branches {
     ideft_row_t row[ROWS];
     ideft_seg_t seg[3];
@@ -208,9 +228,15 @@ static void branches_make(branches_t *b, uint32_t at)
     b->seg[0] = (ideft_seg_t){ .slot = at, .n = PROMPT, .pos = 0, .row_begin = 0, .row_end = 4 };
     b->seg[1] = (ideft_seg_t){ .slot = 40, .n = 3, .pos = 20, .row_begin = 0, .row_end = 3 };
     b->seg[2] = (ideft_seg_t){ .slot = 60, .n = 1, .pos = 20, .row_begin = 3, .row_end = 4 };
-    b->group[0] = (ideft_group_t){ .seg_begin = 0, .seg_end = 1, .row_begin = 0, .row_end = 4, .part = 0, .cost = 9 };
-    b->group[1] = (ideft_group_t){ .seg_begin = 1, .seg_end = 2, .row_begin = 0, .row_end = 3, .part = 4, .cost = 3 };
-    b->group[2] = (ideft_group_t){ .seg_begin = 2, .seg_end = 3, .row_begin = 3, .row_end = 4, .part = 7, .cost = 1 };
+    b->group[0] = (ideft_group_t){
+        .seg_begin = 0, .seg_end = 1, .row_begin = 0, .row_end = 4, .part = 0, .cost = 9
+    };
+    b->group[1] = (ideft_group_t){
+        .seg_begin = 1, .seg_end = 2, .row_begin = 0, .row_end = 3, .part = 4, .cost = 3
+    };
+    b->group[2] = (ideft_group_t){
+        .seg_begin = 2, .seg_end = 3, .row_begin = 3, .row_end = 4, .part = 7, .cost = 1
+    };
     for (uint32_t i = 0; i < ROWS; i++) {
         b->row[i] = (ideft_row_t){ .pos = pos[i], .token = (i * 3 + 1) % 4, .slot = slot[i] };
         b->part_begin[i + 1] = 2 * (i + 1);
@@ -226,16 +252,24 @@ static void branches_make(branches_t *b, uint32_t at)
     for (uint32_t i = 0; i < 3; i++) {
         b->order[i] = i;
     }
-    b->plan = (ideft_plan_t){ .n_rows = ROWS, .n_segs = 3, .n_groups = 3, .n_parts = 8, .row = b->row, .seg = b->seg,
-                              .group = b->group, .order = b->order, .part_begin = b->part_begin,
-                              .part_list = b->part_list, .n_tokens = 24 };
+    b->plan = (ideft_plan_t){ .n_rows = ROWS,
+                              .n_segs = 3,
+                              .n_groups = 3,
+                              .n_parts = 8,
+                              .row = b->row,
+                              .seg = b->seg,
+                              .group = b->group,
+                              .order = b->order,
+                              .part_begin = b->part_begin,
+                              .part_list = b->part_list,
+                              .n_tokens = 24 };
 }
 
 static double tolerance(const rig_t *r)
 {
     return r->g.format.element == DEFT_BF16 && r->facts.isa >= DEFT_ISA_AVX512_BF16 ? 4e-3
-           : r->g.format.element == DEFT_F32                                         ? 2e-6
-                                                                                     : 1e-5;
+           : r->g.format.element == DEFT_F32                                        ? 2e-6
+                                                                                    : 1e-5;
 }
 
 static void drive(rig_t *r)
@@ -258,7 +292,8 @@ static void drive(rig_t *r)
     branches_make(&b, 100);
     T_OK(ops->prepare(r->device, &b.plan));
     attend_rows(r, &b.plan, 15, b.path, b.n, NULL);
-    T_CHECK(sqrt(r->diff2 / r->ref2) < tolerance(r), "error %g, allowed %g", sqrt(r->diff2 / r->ref2), tolerance(r));
+    T_CHECK(sqrt(r->diff2 / r->ref2) < tolerance(r), "error %g, allowed %g",
+            sqrt(r->diff2 / r->ref2), tolerance(r));
 
     /* stopped, and not stopped by what is meant for another step */
     ideft_stop_t stop;

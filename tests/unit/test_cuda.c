@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What only a context on CUDA has: captured graphs, several contexts on one device, bounds, device memory
- * that is short, pointers of the wrong kind, a device that fails. That its results are right is for
- * test_attention, test_attention_properties and test_batch_invariance with DEFT_TEST_DEVICE=cuda
- * (cuda.sh). Without a device: exit status 77.
+/* What only a context on CUDA has: captured graphs, several contexts on one device, bounds, device
+ * memory that is short, pointers of the wrong kind, a device that fails. That its results are right
+ * is for test_attention, test_attention_properties and test_batch_invariance with
+ * DEFT_TEST_DEVICE=cuda (cuda.sh). Without a device: exit status 77.
  *
  *   test_cuda          everything but the last
  *   test_cuda lost     a device that fails, which ends CUDA for the process */
@@ -31,8 +31,8 @@ void dev_fault(void);
 
 enum { LAYERS = 2, MOST_ROWS = 600 };
 
-/* Buffers of a pass for up to MOST_ROWS rows: q, k, v are random once; what a step computes with them
- * is compared with itself. */
+/* Buffers of a pass for up to MOST_ROWS rows: q, k, v are random once; what a step computes with
+ * them is compared with itself. */
 typedef struct pass {
     world_t *w;
     cudaStream_t stream;
@@ -112,7 +112,8 @@ static void fetch(const pass_t *p, size_t rows, uint16_t *to)
 {
     GPU(cudaStreamSynchronize(p->stream));
     for (int l = 0; l < LAYERS; l++) {
-        GPU(cudaMemcpy(to + (size_t)l * rows * p->q_bytes / 2, p->o[l], rows * p->q_bytes, cudaMemcpyDeviceToHost));
+        GPU(cudaMemcpy(to + (size_t)l * rows * p->q_bytes / 2, p->o[l], rows * p->q_bytes,
+                       cudaMemcpyDeviceToHost));
     }
 }
 
@@ -164,7 +165,8 @@ static void grow(play_t *play)
         }
         free(list);
     }
-    for (int i = 0; !play_uncomputed(w) && i < 100; i++) { /* the pool is full, or there was no luck */
+    for (int i = 0; !play_uncomputed(w) && i < 100;
+         i++) { /* the pool is full, or there was no luck */
         stree_t *t = play_tree(play);
 
         T_OK(s_commit(w, t, play_leaf(play, t), DEFT_COMMIT_PATH));
@@ -177,8 +179,8 @@ static void grow(play_t *play)
 static size_t n_joined, n_direct; /* steps with partials, and without */
 
 /* A context with a trunk of so many tokens and a tree on it, for random steps. */
-static void begin_play(pass_t *p, play_t *play, deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, size_t trunk,
-                       uint64_t seed)
+static void begin_play(pass_t *p, play_t *play, deft_dtype_t type, uint32_t heads,
+                       uint32_t kv_heads, uint32_t dim, size_t trunk, uint64_t seed)
 {
     deft_config_t cfg = t_config(3000 + trunk);
 
@@ -194,8 +196,8 @@ static void begin_play(pass_t *p, play_t *play, deft_dtype_t type, uint32_t head
     play_build(play, p->w->trees[0], SHAPE_LEVELS, 30);
 }
 
-static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim, size_t trunk,
-                          uint64_t seed)
+static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, uint32_t dim,
+                          size_t trunk, uint64_t seed)
 {
     cudaGraphExec_t exec = NULL;
     pass_t p;
@@ -206,8 +208,8 @@ static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, 
     for (size_t i = 0; i < steps; i++) {
         sstep_t ss;
 
-        t_note("test_cuda graph %s %u/%u x %u seed %llu, step %zu", t_type_name(type), heads, kv_heads, dim,
-               (unsigned long long)seed, i);
+        t_note("test_cuda graph %s %u/%u x %u seed %llu, step %zu", t_type_name(type), heads,
+               kv_heads, dim, (unsigned long long)seed, i);
         T_OK(world_begin(p.w, NULL, 0, 0, &ss));
         T_CHECK(ss.n <= MOST_ROWS, "%zu rows", ss.n);
         if (exec == NULL) {
@@ -223,8 +225,9 @@ static void graph_replays(deft_dtype_t type, uint32_t heads, uint32_t kv_heads, 
         launch(&p, ss.step);
         fetch(&p, ss.n, p.b);
         for (size_t j = 0; j < LAYERS * ss.n * p.q_bytes / 2; j++) {
-            T_CHECK(p.a[j] == p.b[j] && p.a[j] != 0xffff, "output %zu of %zu rows: %04x in the graph, %04x without",
-                    j, ss.n, p.a[j], p.b[j]);
+            T_CHECK(p.a[j] == p.b[j] && p.a[j] != 0xffff,
+                    "output %zu of %zu rows: %04x in the graph, %04x without", j, ss.n, p.a[j],
+                    p.b[j]);
         }
         world_end(p.w, &ss);
         sstep_free(&ss);
@@ -287,7 +290,8 @@ static void *search_alone(void *arg)
     pass_t p;
     play_t play;
 
-    begin_play(&p, &play, worker->seed % 2 ? DEFT_F16 : DEFT_BF16, worker->heads, worker->kv_heads, worker->dim, 1000, worker->seed);
+    begin_play(&p, &play, worker->seed % 2 ? DEFT_F16 : DEFT_BF16, worker->heads, worker->kv_heads,
+               worker->dim, 1000, worker->seed);
     worker->digest = 14695981039346656037u; /* FNV-1a, of 16 bits at a time */
     for (size_t i = 0; i < t_count(60); i++) {
         sstep_t ss;
@@ -318,25 +322,31 @@ static void *search_alone(void *arg)
 static void side_by_side(void)
 {
     worker_t alone[] = {
-        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 1 }, { .heads = 3, .kv_heads = 3, .dim = 64, .seed = 2 },
-        { .heads = 4, .kv_heads = 1, .dim = 80, .seed = 3 },  { .heads = 16, .kv_heads = 1, .dim = 256, .seed = 4 },
-        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 5 }, { .heads = 8, .kv_heads = 8, .dim = 96, .seed = 6 },
+        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 1 },
+        { .heads = 3, .kv_heads = 3, .dim = 64, .seed = 2 },
+        { .heads = 4, .kv_heads = 1, .dim = 80, .seed = 3 },
+        { .heads = 16, .kv_heads = 1, .dim = 256, .seed = 4 },
+        { .heads = 8, .kv_heads = 2, .dim = 128, .seed = 5 },
+        { .heads = 8, .kv_heads = 8, .dim = 96, .seed = 6 },
     };
     enum { WORKERS = sizeof(alone) / sizeof(*alone) };
     worker_t beside[WORKERS];
 
     memcpy(beside, alone, sizeof(beside));
     for (int i = 0; i < WORKERS; i++) {
-        T_CHECK(pthread_create(&beside[i].thread, NULL, search_alone, &beside[i]) == 0, "no thread %d", i);
+        T_CHECK(pthread_create(&beside[i].thread, NULL, search_alone, &beside[i]) == 0,
+                "no thread %d", i);
     }
     for (int i = 0; i < WORKERS; i++) {
         (void)pthread_join(beside[i].thread, NULL);
     }
     for (int i = 0; i < WORKERS; i++) {
         search_alone(&alone[i]);
-        T_CHECK(alone[i].digest == beside[i].digest, "context %d: other bits beside others than alone", i);
+        T_CHECK(alone[i].digest == beside[i].digest,
+                "context %d: other bits beside others than alone", i);
     }
-    printf("side by side: %d contexts, a thread each, gave the bits that each gives alone\n", WORKERS);
+    printf("side by side: %d contexts, a thread each, gave the bits that each gives alone\n",
+           WORKERS);
 }
 
 /* ---- bounds and states ---- */
@@ -368,7 +378,8 @@ static void bounds(void)
     /* rows beyond what there was room for at the capture */
     T_OK(s_append(p.w, t, t->root, 3000, NULL));
     deft_tree_t *const trees[1] = { t->tree };
-    T_UNCHANGED(p.w->ctx, trees, 1, deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_LIMIT, DEFT_ERR_LIMIT);
+    T_UNCHANGED(p.w->ctx, trees, 1, deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_LIMIT,
+                DEFT_ERR_LIMIT);
     T_CHECK(step.ctx == NULL && strstr(deft_last_error(p.w->ctx), "capture again") != NULL, "%s",
             deft_last_error(p.w->ctx));
     T_STATUS(deft_cuda_reserve(p.w->ctx, 0, 1), DEFT_ERR_INVAL);
@@ -396,7 +407,8 @@ static void bounds(void)
     }
     GPU(cudaStreamBeginCapture(p.stream, cudaStreamCaptureModeThreadLocal));
     T_STATUS(deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_STATE);
-    T_UNCHANGED(p.w->ctx, trees, 1, deft_tree_compact(apart[0]->tree, apart[0]->root->h, 0, DEFT_COMPACT_CHAINS, NULL),
+    T_UNCHANGED(p.w->ctx, trees, 1,
+                deft_tree_compact(apart[0]->tree, apart[0]->root->h, 0, DEFT_COMPACT_CHAINS, NULL),
                 DEFT_ERR_STATE, DEFT_ERR_STATE);
     GPU(cudaStreamEndCapture(p.stream, &graph));
     GPU(cudaGraphDestroy(graph));
@@ -448,8 +460,8 @@ static void pointers(void)
 /* ---- K and V that the caller stores ---- */
 
 /* K and V of a step's rows from the host to where deft_cuda_view() says. */
-static void store(const pass_t *p, const deft_cuda_view_t *view, uint32_t layer, const uint32_t *slots, size_t rows,
-                  uint16_t *const kv[2])
+static void store(const pass_t *p, const deft_cuda_view_t *view, uint32_t layer,
+                  const uint32_t *slots, size_t rows, uint16_t *const kv[2])
 {
     const size_t heads = p->w->Hkv, dim = p->w->D;
     uint16_t *pool = view->pool;
@@ -457,10 +469,11 @@ static void store(const pass_t *p, const deft_cuda_view_t *view, uint32_t layer,
     for (size_t i = 0; i < 2; i++) {
         for (size_t r = 0; r < rows; r++) {
             for (size_t h = 0; h < heads; h++) {
-                const size_t to = (((layer * 2 + i) * heads + h) * view->pool_tokens + slots[r]) * dim;
+                const size_t to = (((layer * 2 + i) * heads + h) * view->pool_tokens + slots[r]) *
+                                  dim;
 
-                GPU(cudaMemcpyAsync(pool + to, kv[i] + (r * heads + h) * dim, dim * 2, cudaMemcpyHostToDevice,
-                                    view->stream));
+                GPU(cudaMemcpyAsync(pool + to, kv[i] + (r * heads + h) * dim, dim * 2,
+                                    cudaMemcpyHostToDevice, view->stream));
             }
         }
     }
@@ -495,7 +508,8 @@ static void own_write(void)
     GPU(cudaStreamSynchronize(p.stream));
     GPU(cudaMemcpy(slots, view.slots, rows * sizeof(*slots), cudaMemcpyDeviceToHost));
     for (size_t r = 0; r < rows; r++) {
-        T_CHECK(slots[r] < view.pool_tokens, "row %zu: slot %u of %zu", r, slots[r], view.pool_tokens);
+        T_CHECK(slots[r] < view.pool_tokens, "row %zu: slot %u of %zu", r, slots[r],
+                view.pool_tokens);
     }
     poison(&p);
     T_STATUS(deft_cuda_written((deft_step_t)DEFT_STEP_INIT, 0), DEFT_ERR_INVAL);
@@ -504,7 +518,8 @@ static void own_write(void)
     for (uint32_t l = 0; l < LAYERS; l++) {
         for (int i = 0; i < 2; i++) {
             kv[l][i] = t_alloc(rows * p.kv_bytes);
-            GPU(cudaMemcpy(kv[l][i], i == 0 ? p.k[l] : p.v[l], rows * p.kv_bytes, cudaMemcpyDeviceToHost));
+            GPU(cudaMemcpy(kv[l][i], i == 0 ? p.k[l] : p.v[l], rows * p.kv_bytes,
+                           cudaMemcpyDeviceToHost));
         }
         T_STATUS(deft_step_attend(ss.step, l, p.q[l], p.o[l]), DEFT_ERR_STATE);
         T_STATUS(deft_step_end(ss.step), DEFT_ERR_STATE);
@@ -525,8 +540,9 @@ static void own_write(void)
     launch(&p, ss.step);
     fetch(&p, rows, p.b);
     for (size_t j = 0; j < LAYERS * rows * p.q_bytes / 2; j++) {
-        T_CHECK(p.a[j] == p.b[j] && p.a[j] != 0xffff, "output %zu of %zu rows: %04x by our own write, %04x without", j,
-                rows, p.a[j], p.b[j]);
+        T_CHECK(p.a[j] == p.b[j] && p.a[j] != 0xffff,
+                "output %zu of %zu rows: %04x by our own write, %04x without", j, rows, p.a[j],
+                p.b[j]);
     }
     world_end(p.w, &ss);
     sstep_free(&ss);
@@ -605,8 +621,10 @@ static void refusals(void)
     cfg.pool_spare = (size_t)1 << 30;
     T_OK(world_try(&cfg, 1, false, &w));
     GPU(cudaMemGetInfo(&left, &total));
-    T_CHECK(left >= (size_t)1 << 30 && left < (size_t)3 << 29, "%zu MiB left of 1024 to spare", left >> 20);
-    T_CHECK(w->info.pool_tokens > 100 && w->info.pool_tokens != DEFT_POOL_FREE, "%zu tokens", w->info.pool_tokens);
+    T_CHECK(left >= (size_t)1 << 30 && left < (size_t)3 << 29, "%zu MiB left of 1024 to spare",
+            left >> 20);
+    T_CHECK(w->info.pool_tokens > 100 && w->info.pool_tokens != DEFT_POOL_FREE, "%zu tokens",
+            w->info.pool_tokens);
     world_free(w);
     cfg.pool_spare = SIZE_MAX / 2;
     T_STATUS(world_try(&cfg, 1, false, &w), DEFT_ERR_NOMEM);
@@ -616,7 +634,8 @@ static void refusals(void)
     cfg.device = DEFT_DEVICE_AUTO;
     cfg.kv_type = cfg.act_type = DEFT_BF16;
     w = world_new(&cfg, 1, false);
-    T_CHECK(w->info.device == DEFT_DEVICE_CUDA && strncmp(w->info.backend, "cuda", 4) == 0, "%s", w->info.backend);
+    T_CHECK(w->info.device == DEFT_DEVICE_CUDA && strncmp(w->info.backend, "cuda", 4) == 0, "%s",
+            w->info.backend);
     printf("backend: %s, %u multiprocessors\n", w->info.backend, w->info.n_threads);
     world_free(w);
     cfg.act_type = DEFT_F32;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* deft_tree_evict() and deft_tree_evict_unseen(): what is given back is out of sight for good, the rest
- * is as if it were not missing. */
+/* deft_tree_evict() and deft_tree_evict_unseen(): what is given back is out of sight for good, the
+ * rest is as if it were not missing. */
 #include "fixture.h"
 
 #include <stdio.h>
@@ -384,7 +384,8 @@ typedef struct bits {
     play_t play;
 } bits_t;
 
-/* The same history with and without deft_tree_evict_unseen(); what is grown is grown at ends alone. */
+/* The same history with and without deft_tree_evict_unseen(); what is grown is grown at ends
+ * alone. */
 static void windowed_history(bits_t *b, deft_config_t cfg, uint64_t seed)
 {
     stree_t *st;
@@ -440,12 +441,14 @@ START_TEST(test_evict_unseen_changes_no_bit)
         cfg.n_layers = 2;
         cfg.windows = windows;
         cfg.split = problem_splits[i % 5];
-        cfg.chunk_tokens = 4096; /* chunks begin elsewhere when something in front of them is gone */
+        cfg.chunk_tokens =
+            4096; /* chunks begin elsewhere when something in front of them is gone */
         cfg.kv_type = (deft_dtype_t)(1 + i % 3);
         windowed_history(&without, cfg, t_mix(seed, i) % 10000);
         windowed_history(&with, cfg, t_mix(seed, i) % 10000);
-        T_CHECK(with.steps == without.steps && with.hash == without.hash, "other bits, split %s, windows %u %u",
-                t_split_name(cfg.split), windows[0], windows[1]);
+        T_CHECK(with.steps == without.steps && with.hash == without.hash,
+                "other bits, split %s, windows %u %u", t_split_name(cfg.split), windows[0],
+                windows[1]);
         freed += with.freed;
     }
     T_CHECK(freed > 0, "nothing was ever evicted");

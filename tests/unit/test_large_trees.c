@@ -50,8 +50,8 @@ START_TEST(test_tree_of_a_million_nodes)
     all[0] = mt->root->h;
     while (made < n) {
         const size_t kids = made + 3 <= n ? 3 : n - made;
-        const deft_node_t parent = all[rng_below(&rng, made < 50 ? made : 50) + (made < 50 ? 0
-                                                                                  : made - 50)];
+        const deft_node_t parent =
+            all[rng_below(&rng, made < 50 ? made : 50) + (made < 50 ? 0 : made - 50)];
 
         T_OK(deft_tree_fork(mt->tree, parent, kids, all + made));
         made += kids;

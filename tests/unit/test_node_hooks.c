@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* States that nodes carry (deft_node_hooks_t): over random operations of every kind each new node has a
- * clone of the state of the node that it was made from, every state is freed once, and a clone that
- * fails leaves everything as it was. */
+/* States that nodes carry (deft_node_hooks_t): over random operations of every kind each new node
+ * has a clone of the state of the node that it was made from, every state is freed once, and a
+ * clone that fails leaves everything as it was. */
 #include "util.h"
 
 #include <stdio.h>
@@ -213,7 +213,20 @@ static void compute(rig_t *r)
 
 /* ---- operations ---- */
 
-enum { FORK, FORK_APPEND, FORK_AT, SHARE, PRUNE, TRUNCATE, COMMIT, COMPACT, EVICT, SET_USER, TREES, APPEND };
+enum {
+    FORK,
+    FORK_APPEND,
+    FORK_AT,
+    SHARE,
+    PRUNE,
+    TRUNCATE,
+    COMMIT,
+    COMPACT,
+    EVICT,
+    SET_USER,
+    TREES,
+    APPEND
+};
 
 static deft_status_t grow(rig_t *r, deft_tree_t *tree, deft_node_t node, int kind)
 {
@@ -232,8 +245,8 @@ static deft_status_t grow(rig_t *r, deft_tree_t *tree, deft_node_t node, int kin
         status = deft_tree_fork_append(tree, node, n, NULL, kids);
     } else {
         status = deft_tree_fork_at(tree, node,
-                                   info.evicted + rng_below(&r->rng, info.len - info.evicted + 1), n, kids,
-                                   &tail);
+                                   info.evicted + rng_below(&r->rng, info.len - info.evicted + 1),
+                                   n, kids, &tail);
     }
     if (status == DEFT_OK) {
         for (size_t i = 0; i < made; i++) {
@@ -242,8 +255,8 @@ static deft_status_t grow(rig_t *r, deft_tree_t *tree, deft_node_t node, int kin
         if (tail != DEFT_NODE_NONE) {
             expect_new(r, tree, tail, value);
         }
-        T_CHECK(r->h.clones - clones == (value == 0 ? 0 : made + (tail != DEFT_NODE_NONE)), "%zu clones",
-                r->h.clones - clones);
+        T_CHECK(r->h.clones - clones == (value == 0 ? 0 : made + (tail != DEFT_NODE_NONE)),
+                "%zu clones", r->h.clones - clones);
     }
     return status;
 }
@@ -299,12 +312,14 @@ static deft_status_t shrink(rig_t *r, deft_tree_t *tree, deft_node_t node, int k
         status = deft_tree_commit(tree, node, rng_below(&r->rng, 2));
         break;
     case COMPACT:
-        status = deft_tree_compact(tree, node, rng_below(&r->rng, 60),
-                                   rng_chance(&r->rng, 0.8) ? DEFT_COMPACT_CHAINS : DEFT_COMPACT_MOVE, NULL);
+        status = deft_tree_compact(
+            tree, node, rng_below(&r->rng, 60),
+            rng_chance(&r->rng, 0.8) ? DEFT_COMPACT_CHAINS : DEFT_COMPACT_MOVE, NULL);
         break;
     default:
-        status = rng_chance(&r->rng, 0.3) ? deft_tree_evict_unseen(tree, NULL)
-                                          : deft_tree_evict(tree, node, rng_below(&r->rng, info.computed + 1));
+        status = rng_chance(&r->rng, 0.3)
+                     ? deft_tree_evict_unseen(tree, NULL)
+                     : deft_tree_evict(tree, node, rng_below(&r->rng, info.computed + 1));
     }
     T_CHECK(r->h.clones == clones, "a clone for no new node");
     return status;
@@ -347,8 +362,9 @@ static void operate(rig_t *r)
         status = shrink(r, tree, node, kind);
     }
     r->done[kind] += status == DEFT_OK;
-    T_CHECK(r->h.frees == frees || kind == PRUNE || kind == COMMIT || kind == COMPACT || kind == SET_USER
-            || kind == TREES || status == DEFT_ERR_NOSPACE, "operation %d freed a state", kind);
+    T_CHECK(r->h.frees == frees || kind == PRUNE || kind == COMMIT || kind == COMPACT ||
+                kind == SET_USER || kind == TREES || status == DEFT_ERR_NOSPACE,
+            "operation %d freed a state", kind);
     if (rng_chance(&r->rng, 0.05)) {
         compute(r);
     }
@@ -377,7 +393,8 @@ static void random_operations(uint64_t seed)
     }
     printf("%zu operations, %zu states made, %zu at most at a time\n", n, r.h.made, most);
     for (size_t kind = 0; kind < N_KINDS; kind++) {
-        T_CHECK(n < 20000 || r.done[kind] > n / 1000, "operation %zu took place %zu times", kind, r.done[kind]);
+        T_CHECK(n < 20000 || r.done[kind] > n / 1000, "operation %zu took place %zu times", kind,
+                r.done[kind]);
     }
     while (r.n_trees > 1) {
         deft_tree_destroy(r.tree[--r.n_trees]);
@@ -410,7 +427,8 @@ static void joined_nodes(void)
     }
     const size_t frees = r.h.frees;
     T_OK(deft_tree_compact(tree, node[0], 0, DEFT_COMPACT_CHAINS, NULL));
-    T_CHECK(r.h.frees == frees + 3, "%zu freed, of three nodes that were joined", r.h.frees - frees);
+    T_CHECK(r.h.frees == frees + 3, "%zu freed, of three nodes that were joined",
+            r.h.frees - frees);
     T_CHECK(deft_tree_user(tree, node[0]) == user[0] && deft_tree_user(tree, node[4]) == user[4],
             "the pointer of the lower node, and of the node itself, stay");
     check_all(&r);
@@ -448,8 +466,8 @@ static deft_status_t do_fork_at_end(rig_t *r, deft_node_t *out)
 static deft_status_t do_share(rig_t *r, deft_node_t *out)
 {
     deft_tree_t *made = NULL;
-    const deft_status_t status =
-        deft_tree_share(r->tree[0], deft_tree_first_child(r->tree[0], deft_tree_root(r->tree[0])), &made);
+    const deft_status_t status = deft_tree_share(
+        r->tree[0], deft_tree_first_child(r->tree[0], deft_tree_root(r->tree[0])), &made);
 
     if (status == DEFT_OK) {
         r->tree[r->n_trees++] = made;
@@ -463,8 +481,8 @@ static deft_status_t do_share(rig_t *r, deft_node_t *out)
  * state and no byte stays behind, and then the same call works. */
 static void failing_clones(const char *name, clone_fn call, size_t n_clones)
 {
-    static const deft_status_t statuses[] = { DEFT_ERR_NOMEM, DEFT_ERR_LIMIT, DEFT_ERR_STATE, (deft_status_t)-1234,
-                                              (deft_status_t)7 };
+    static const deft_status_t statuses[] = { DEFT_ERR_NOMEM, DEFT_ERR_LIMIT, DEFT_ERR_STATE,
+                                              (deft_status_t)-1234, (deft_status_t)7 };
 
     for (size_t at = 0; at < n_clones; at++) {
         static rig_t r;
@@ -538,13 +556,15 @@ static void partial_hooks(void)
         const size_t frees = h.frees, clones = h.clones;
 
         t_note("partial hooks %d", which);
-        cfg.hooks = (deft_node_hooks_t){ which == 1 ? clone_state : NULL, which == 2 ? free_state : NULL, &h };
+        cfg.hooks = (deft_node_hooks_t){ which == 1 ? clone_state : NULL,
+                                         which == 2 ? free_state : NULL, &h };
         T_OK(deft_ctx_create(&cfg, &ctx));
         T_OK(deft_tree_create(ctx, &tree));
         T_OK(deft_tree_set_user(tree, deft_tree_root(tree), s));
         T_OK(deft_tree_fork(tree, deft_tree_root(tree), 1, &kid));
         state_t *copy = deft_tree_user(tree, kid);
-        T_CHECK((copy != NULL) == (which == 1) && copy != s, "without a clone hook a new pointer is NULL");
+        T_CHECK((copy != NULL) == (which == 1) && copy != s,
+                "without a clone hook a new pointer is NULL");
         T_OK(deft_tree_prune(tree, kid));
         T_CHECK(h.frees == frees && h.clones == clones + (which == 1), "calls of hooks");
         T_OK(deft_tree_set_user(tree, deft_tree_root(tree), NULL));

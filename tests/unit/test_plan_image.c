@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* The image of a plan for the GPU, read on the host as the kernels read it: every row must meet every
- * token that it sees exactly once, in tiles that are formed as kernels.h says. Needs no device. */
+/* The image of a plan for the GPU, read on the host as the kernels read it: every row must meet
+ * every token that it sees exactly once, in tiles that are formed as kernels.h says. Needs no
+ * device. */
 #include "config.h"
 
 #include "problem.h"
@@ -10,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "plan_image.h"
 #include "context_int.h"
+#include "plan_image.h"
 
 typedef struct reader {
     const ideft_plan_t *plan;
@@ -30,7 +31,8 @@ static bool by_turns(const ideft_cuda_record_t *rec)
 }
 
 /* Query rows [*from, *to) of a record that a warpgroup has matrix rows of. */
-static void group_rows(const reader_t *rd, const ideft_cuda_record_t *rec, uint32_t w, uint32_t *from, uint32_t *to)
+static void group_rows(const reader_t *rd, const ideft_cuda_record_t *rec, uint32_t w,
+                       uint32_t *from, uint32_t *to)
 {
     const uint32_t G = rd->g->G, n = rec->n_rows;
 
@@ -47,7 +49,8 @@ static bool sees(const ideft_cuda_copy_t *c, uint32_t column, uint32_t row)
     return row >= c->lo + later && row < c->hi;
 }
 
-static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const ideft_cuda_copy_t *c, uint32_t tile)
+static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec,
+                      const ideft_cuda_copy_t *c, uint32_t tile)
 {
     const ideft_cuda_row_t *rows = (const ideft_cuda_row_t *)(rec + 1);
     uint32_t used = 0;
@@ -56,14 +59,15 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
     T_CHECK(c->count <= IDEFT_TILE_COPIES, "%u copies", c->count);
     for (uint32_t i = 0; i < c->count; i++) {
         dense &= c[i].slot == c->slot + used && ((c[i].at ^ c->at) & IDEFT_STREAM) == 0;
-        T_CHECK((c[i].at & ~IDEFT_STREAM) == used && (c[i].n > 0 || c->used == 0), "copy %u begins at %u, not %u", i, c[i].at, used);
+        T_CHECK((c[i].at & ~IDEFT_STREAM) == used && (c[i].n > 0 || c->used == 0),
+                "copy %u begins at %u, not %u", i, c[i].at, used);
         T_CHECK(i == 0 || c[i].count == 0, "a tile begins inside another");
         used += c[i].n;
     }
     T_CHECK(used == c->used && used <= IDEFT_TILE, "%u columns of %u", used, c->used);
     for (uint32_t i = 0; i < c->count; i++) {
-        T_CHECK(used == 0 || dense == ((c[i].flags & IDEFT_DENSE) != 0), "copy %u of a tile whose slots%s adjoin", i,
-                dense ? "" : " do not");
+        T_CHECK(used == 0 || dense == ((c[i].flags & IDEFT_DENSE) != 0),
+                "copy %u of a tile whose slots%s adjoin", i, dense ? "" : " do not");
     }
     for (uint32_t w = 0; w < 2; w++) {
         uint32_t from, to;
@@ -79,11 +83,14 @@ static void read_tile(const reader_t *rd, const ideft_cuda_record_t *rec, const 
             }
         }
         if (by_turns(rec)) {
-            T_CHECK(((c->flags & IDEFT_MINE << w) != 0) == (tile % 2 == w) || c->used == 0, "whose is tile %u", tile);
+            T_CHECK(((c->flags & IDEFT_MINE << w) != 0) == (tile % 2 == w) || c->used == 0,
+                    "whose is tile %u", tile);
         } else {
-            T_CHECK(!any || (c->flags & IDEFT_MINE << w) != 0, "warpgroup %u skips what it sees", w);
+            T_CHECK(!any || (c->flags & IDEFT_MINE << w) != 0, "warpgroup %u skips what it sees",
+                    w);
         }
-        T_CHECK(all || !(c->flags & IDEFT_MINE << w) || (c->flags & IDEFT_MASK << w), "tile %u has no mask", tile);
+        T_CHECK(all || !(c->flags & IDEFT_MINE << w) || (c->flags & IDEFT_MASK << w),
+                "tile %u has no mask", tile);
     }
     for (uint32_t i = 0; i < c->count; i++) {
         for (uint32_t x = 0; x < c[i].n; x++) {
@@ -116,16 +123,21 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
         bool has[2] = { false, false }, final[2] = { false, false };
 
         T_CHECK(rec->n_rows > 0 && rec->n_rows * rd->g->G <= IDEFT_ROWS, "%u rows", rec->n_rows);
-        T_CHECK(by_turns(rec) == (rec->n_rows * rd->g->G <= 64), "how a record of %u rows is shared", rec->n_rows);
-        T_CHECK((rec->share % 4 == IDEFT_SHARE_TOKENS) == (rec->n_rows * rd->g->G <= IDEFT_NARROW_ROWS && rd->g->D <= IDEFT_NARROW_DIM && !rd->plan->invariant),
+        T_CHECK(by_turns(rec) == (rec->n_rows * rd->g->G <= 64),
+                "how a record of %u rows is shared", rec->n_rows);
+        T_CHECK((rec->share % 4 == IDEFT_SHARE_TOKENS) ==
+                    (rec->n_rows * rd->g->G <= IDEFT_NARROW_ROWS && rd->g->D <= IDEFT_NARROW_DIM &&
+                     !rd->plan->invariant),
                 "a record of %u rows, invariant %d", rec->n_rows, rd->plan->invariant);
-        T_CHECK(c->count > IDEFT_INLINE || memcmp(own, c, c->count * sizeof(*c)) == 0, "the first tile is not inline");
+        T_CHECK(c->count > IDEFT_INLINE || memcmp(own, c, c->count * sizeof(*c)) == 0,
+                "the first tile is not inline");
         for (;; c += c->count, tile++) {
             T_CHECK(c->count > 0, "a tile without copies");
             read_tile(rd, rec, c, tile);
             for (uint32_t w = 0; w < 2; w++) {
                 if (c->flags & IDEFT_MINE << w) {
-                    T_CHECK(!has[w] || tile - at_last[w] <= 2, "a warpgroup waits for %u tiles", tile - at_last[w]);
+                    T_CHECK(!has[w] || tile - at_last[w] <= 2, "a warpgroup waits for %u tiles",
+                            tile - at_last[w]);
                     T_CHECK(!final[w], "a tile behind the final one");
                     final[w] = (c->flags & IDEFT_FINAL << w) != 0;
                     has[w] = true;
@@ -136,13 +148,15 @@ static void read_records(const reader_t *rd, uint32_t *n_direct, uint8_t *parts)
                 break;
             }
         }
-        T_CHECK(rec->share / 4 == (by_turns(rec) ? tile + 1 : 0), "%u tiles by turns, not %u", rec->share / 4, tile + 1);
+        T_CHECK(rec->share / 4 == (by_turns(rec) ? tile + 1 : 0), "%u tiles by turns, not %u",
+                rec->share / 4, tile + 1);
         T_CHECK(has[0] == final[0] && has[1] == final[1], "no tile is the final one");
         for (uint32_t r = 0; r < rec->n_rows; r++) {
             if (rows[r].token & IDEFT_DIRECT) {
                 ++*n_direct;
             } else {
-                T_CHECK(rec->part + r < rd->plan->n_parts && parts[rec->part + r]++ == 0, "a partial is written twice");
+                T_CHECK(rec->part + r < rd->plan->n_parts && parts[rec->part + r]++ == 0,
+                        "a partial is written twice");
             }
         }
     }
@@ -165,7 +179,8 @@ static void check_row(const ideft_forest_t *forest, const reader_t *rd, uint32_t
             for (uint32_t x = 0; x < runs[i].n; x++, p++) {
                 if (p <= pos) {
                     T_CHECK(seen[runs[i].slot + x] == 1 || (window != 0 && p + window <= row->pos),
-                            "row %u at %u meets position %u %u times", r, row->pos, p, seen[runs[i].slot + x]);
+                            "row %u at %u meets position %u %u times", r, row->pos, p,
+                            seen[runs[i].slot + x]);
                     seen[runs[i].slot + x] = 0;
                 }
             }
@@ -197,19 +212,24 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     uint32_t n_direct = 0, want_direct = 0;
 
     (void)step;
-    reader_t rd = { .plan = plan, .g = &ctx->geometry, .n_slots = (uint32_t)ctx->facts.pool_tokens };
+    reader_t rd = { .plan = plan,
+                    .g = &ctx->geometry,
+                    .n_slots = (uint32_t)ctx->facts.pool_tokens };
     rd.max_rows = ss->n + 3;
     const size_t bound = ideft_image_bound(plan, rd.g, rd.max_rows);
     unsigned char *image = aligned_alloc(64, (bound + 127) & ~(size_t)63);
     memset(image, 0xee, (bound + 127) & ~(size_t)63);
     const size_t bytes = ideft_image_build(plan, rd.g, rd.max_rows, image);
-    T_CHECK(bytes <= bound && image[bound] == 0xee, "%zu bytes, at most %zu announced", bytes, bound);
-    if (ctx->planner.split == DEFT_SPLIT_AUTO && !plan->invariant && ctx->planner.machine.item_cost != 0) {
+    T_CHECK(bytes <= bound && image[bound] == 0xee, "%zu bytes, at most %zu announced", bytes,
+            bound);
+    if (ctx->planner.split == DEFT_SPLIT_AUTO && !plan->invariant &&
+        ctx->planner.machine.item_cost != 0) {
         size_t any_bytes, any_parts;
-        ideft_image_bound_of_any(rd.g, ctx->planner.machine.width, rd.n_slots, rd.max_rows, n_runs(ctx), &any_bytes,
-                                 &any_parts);
-        T_CHECK(bound <= any_bytes && plan->n_parts <= any_parts, "%zu bytes, %u partials; reserved: %zu, %zu", bound,
-                plan->n_parts, any_bytes, any_parts);
+        ideft_image_bound_of_any(rd.g, ctx->planner.machine.width, rd.n_slots, rd.max_rows,
+                                 n_runs(ctx), &any_bytes, &any_parts);
+        T_CHECK(bound <= any_bytes && plan->n_parts <= any_parts,
+                "%zu bytes, %u partials; reserved: %zu, %zu", bound, plan->n_parts, any_bytes,
+                any_parts);
         n_bounds++;
     }
     rd.image = image;
@@ -221,7 +241,8 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     }
     uint8_t *parts = t_alloc(plan->n_parts + 1);
     read_records(&rd, &n_direct, parts);
-    T_CHECK(n_direct == want_direct, "%u rows go straight to the output, not %u", n_direct, want_direct);
+    T_CHECK(n_direct == want_direct, "%u rows go straight to the output, not %u", n_direct,
+            want_direct);
     for (uint32_t r = 0; r < plan->n_rows; r++) {
         check_row(&ctx->forest, &rd, r);
     }
@@ -231,9 +252,15 @@ static void on_step(void *arg, const world_t *w, const sstep_t *ss, size_t step)
     free(image);
     n_images++;
     if (machine != 0) { /* the next plans as for a GPU of so many multiprocessors */
-        ctx->planner.machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS, .width = machine, .row_cost = 0,
-                                                  .token_cost = 4, .min_cost = 192, .item_cost = 256,
-                                                  .merge_cost = 512, .part_cost = 16, .half_cost = 3 };
+        ctx->planner.machine = (ideft_machine_t){ .tile_rows = IDEFT_ROWS,
+                                                  .width = machine,
+                                                  .row_cost = 0,
+                                                  .token_cost = 4,
+                                                  .min_cost = 192,
+                                                  .item_cost = 256,
+                                                  .merge_cost = 512,
+                                                  .part_cost = 16,
+                                                  .half_cost = 3 };
         ctx->planner.ended = false; /* nothing is patched from the last one */
     }
 }
@@ -247,8 +274,12 @@ START_TEST(test_image_every_row_meets_its_path_once)
     for (size_t i = 0; i < n; i++) {
         uint32_t machine = machines[i % 4];
         problem_t p;
-        variant_t v = { .device = DEFT_DEVICE_CPU, .isa = DEFT_ISA_SCALAR, .split = problem_splits[i / 4 % 5], .threads = 1,
-                        .chunk = i % 3 == 0 ? 0 : 48, .flags = i % 7 == 6 ? DEFT_STEP_INVARIANT : 0 };
+        variant_t v = { .device = DEFT_DEVICE_CPU,
+                        .isa = DEFT_ISA_SCALAR,
+                        .split = problem_splits[i / 4 % 5],
+                        .threads = 1,
+                        .chunk = i % 3 == 0 ? 0 : 48,
+                        .flags = i % 7 == 6 ? DEFT_STEP_INVARIANT : 0 };
 
         problem_make(&p, seed, i, DEFT_F16);
         if (p.n_nodes > 200) {
@@ -256,9 +287,11 @@ START_TEST(test_image_every_row_meets_its_path_once)
         }
         p.n_layers = 1;
         p.head_dim = 64;
-        t_note("test_plan_image %zu seed %#llx: ratio %u, shape %d, %zu nodes, window %u, machine %u, "
-               "split %s, chunk %u, flags %llu", i, (unsigned long long)seed, p.ratio, p.shape, p.n_nodes, p.window, machine,
-               t_split_name(v.split), v.chunk, (unsigned long long)v.flags);
+        t_note(
+            "test_plan_image %zu seed %#llx: ratio %u, shape %d, %zu nodes, window %u, machine %u, "
+            "split %s, chunk %u, flags %llu",
+            i, (unsigned long long)seed, p.ratio, p.shape, p.n_nodes, p.window, machine,
+            t_split_name(v.split), v.chunk, (unsigned long long)v.flags);
         problem_run(&p, &v, on_step, &machine);
     }
     printf("%zu images, %zu within the bound of any plan\n", n_images, n_bounds);

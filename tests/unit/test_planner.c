@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Plans from a forest alone: no device, no context, no step. Over random trees, splits and machines each
- * row must meet every token of its path that it sees exactly once, and nothing else. The program is
- * linked with lib/base, lib/format, lib/forest and lib/plan only. */
+/* Plans from a forest alone: no device, no context, no step. Over random trees, splits and machines
+ * each row must meet every token of its path that it sees exactly once, and nothing else. The
+ * program is linked with lib/base, lib/format, lib/forest and lib/plan only. */
 #include "config.h"
 
 #include "suite.h"
@@ -27,11 +27,27 @@ typedef struct rig {
 } rig_t;
 
 static const ideft_machine_t machines[] = {
-    { .tile_rows = 128, .width = 32, .row_cost = 5, .token_cost = 96, .min_cost = 140000 }, /* a CPU's */
+    { .tile_rows = 128,
+      .width = 32,
+      .row_cost = 5,
+      .token_cost = 96,
+      .min_cost = 140000 }, /* a CPU's */
     { .tile_rows = 8, .width = 4, .row_cost = 5, .token_cost = 96, .min_cost = 100 },
-    { .tile_rows = 128, .width = 132, .token_cost = 4, .min_cost = 192, .item_cost = 256, .merge_cost = 512,
-      .part_cost = 16, .half_cost = 3 }, /* in rounds */
-    { .tile_rows = 16, .width = 3, .token_cost = 4, .min_cost = 16, .item_cost = 8, .merge_cost = 20, .part_cost = 2,
+    { .tile_rows = 128,
+      .width = 132,
+      .token_cost = 4,
+      .min_cost = 192,
+      .item_cost = 256,
+      .merge_cost = 512,
+      .part_cost = 16,
+      .half_cost = 3 }, /* in rounds */
+    { .tile_rows = 16,
+      .width = 3,
+      .token_cost = 4,
+      .min_cost = 16,
+      .item_cost = 8,
+      .merge_cost = 20,
+      .part_cost = 2,
       .half_cost = 3 },
 };
 
@@ -47,9 +63,15 @@ static void rig_open(rig_t *r, uint64_t seed, size_t machine, uint32_t window)
     ideft_host_init(&r->host, &cfg);
     T_OK(ideft_forest_init(&r->forest, &r->host, SLOTS, &cfg.hooks));
     windows[0] = window;
-    r->geometry = (ideft_geometry_t){ .n_layers = 1, .H = 4, .Hkv = 2, .G = 2, .D = 64,
-                                      .format = ideft_format_of(DEFT_F16, 64, 64), .scale = 0.125f,
-                                      .windows = windows, .max_window = window };
+    r->geometry = (ideft_geometry_t){ .n_layers = 1,
+                                      .H = 4,
+                                      .Hkv = 2,
+                                      .G = 2,
+                                      .D = 64,
+                                      .format = ideft_format_of(DEFT_F16, 64, 64),
+                                      .scale = 0.125f,
+                                      .windows = windows,
+                                      .max_window = window };
     ideft_planner_init(&r->planner, &r->host, &r->forest, &r->geometry, &machines[machine]);
     T_OK(ideft_tree_new(&r->forest, &r->tree[0]));
     T_OK(ideft_tree_new(&r->forest, &r->tree[1]));
@@ -82,8 +104,8 @@ static uint32_t any_node(rig_t *r, const deft_tree_t *tree)
 
 static void append(rig_t *r, deft_tree_t *tree, uint32_t node, size_t n)
 {
-    if (ideft_node(&r->forest, node)->n_children == 0 && n > 0
-        && n <= ideft_pool_vacant(r->forest.pool)) {
+    if (ideft_node(&r->forest, node)->n_children == 0 && n > 0 &&
+        n <= ideft_pool_vacant(r->forest.pool)) {
         T_OK(ideft_tree_append(tree, node, n, NULL));
     }
 }
@@ -104,8 +126,9 @@ static void change(rig_t *r)
         break;
     case 1:
         if (len > at->gone) {
-            T_OK(ideft_tree_fork_at(tree, node, at->gone + (uint32_t)rng_below(&r->rng, len - at->gone), 1, kids,
-                                    &tail));
+            T_OK(ideft_tree_fork_at(tree, node,
+                                    at->gone + (uint32_t)rng_below(&r->rng, len - at->gone), 1,
+                                    kids, &tail));
             append(r, tree, (uint32_t)kids[0], rng_range(&r->rng, 1, 9));
         }
         break;
@@ -121,7 +144,8 @@ static void change(rig_t *r)
         T_OK(ideft_compact_chains(tree, node));
         break;
     default:
-        append(r, tree, node, rng_chance(&r->rng, 0.3) ? rng_range(&r->rng, 1, 60) : rng_range(&r->rng, 1, 3));
+        append(r, tree, node,
+               rng_chance(&r->rng, 0.3) ? rng_range(&r->rng, 1, 60) : rng_range(&r->rng, 1, 3));
     }
 }
 
@@ -143,7 +167,8 @@ static uint32_t meet(const ideft_plan_t *plan, uint32_t r, uint8_t *own)
         }
         groups++;
         if (plan->part_begin[r] < plan->part_begin[r + 1]) {
-            T_CHECK(group->part + r - group->row_begin < plan->n_parts, "a partial beyond the last");
+            T_CHECK(group->part + r - group->row_begin < plan->n_parts,
+                    "a partial beyond the last");
             own[group->part + r - group->row_begin]++;
         }
         for (uint32_t s = group->seg_begin; s < group->seg_end; s++) {
@@ -172,9 +197,11 @@ static void check_row(const rig_t *r, uint32_t index, uint8_t *parts)
     bool found = false;
 
     T_CHECK(n > 0, "row %u is in no group", index);
-    T_CHECK(end - begin == (n == 1 ? 0 : n), "row %u is in %u groups and has %u partials", index, n, end - begin);
+    T_CHECK(end - begin == (n == 1 ? 0 : n), "row %u is in %u groups and has %u partials", index, n,
+            end - begin);
     for (uint32_t i = begin; i < end; i++) {
-        T_CHECK(own[plan->part_list[i]] == 1, "partial %u is not of row %u", plan->part_list[i], index);
+        T_CHECK(own[plan->part_list[i]] == 1, "partial %u is not of row %u", plan->part_list[i],
+                index);
         T_CHECK(parts[plan->part_list[i]]++ == 0, "a partial of two rows");
     }
     free(own);
@@ -190,8 +217,10 @@ static void check_row(const rig_t *r, uint32_t index, uint8_t *parts)
                     continue;
                 }
                 found |= pos == row->pos && at == row->node && run.slot + x == row->slot;
-                T_CHECK(seen[run.slot + x] == 1 || (window != 0 && pos + window <= row->pos && seen[run.slot + x] == 0),
-                        "row %u at %u meets position %u %u times", index, row->pos, pos, seen[run.slot + x]);
+                T_CHECK(seen[run.slot + x] == 1 ||
+                            (window != 0 && pos + window <= row->pos && seen[run.slot + x] == 0),
+                        "row %u at %u meets position %u %u times", index, row->pos, pos,
+                        seen[run.slot + x]);
                 seen[run.slot + x] = 0;
             }
         }
@@ -215,9 +244,10 @@ static void check_rows(const rig_t *r)
 
         T_CHECK(q->token == token && q->n > 0, "request %zu", i);
         for (uint32_t j = 0; j < q->n; j++, token++) {
-            T_CHECK(plan->nodes[token] == ideft_handle(&r->forest, q->node), "node of token %u", token);
-            T_CHECK(plan->positions[token] == (int32_t)(node->start + node->computed + j), "position of token %u",
+            T_CHECK(plan->nodes[token] == ideft_handle(&r->forest, q->node), "node of token %u",
                     token);
+            T_CHECK(plan->positions[token] == (int32_t)(node->start + node->computed + j),
+                    "position of token %u", token);
             T_CHECK(plan->ids[token] == -1, "id of token %u", token);
         }
     }
@@ -228,7 +258,8 @@ static void check_rows(const rig_t *r)
 
         T_CHECK(row->token < token && met[row->token]++ == 0, "two rows are token %u", row->token);
         T_CHECK((int32_t)row->pos == plan->positions[row->token], "position of row %u", i);
-        T_CHECK(ideft_handle(&r->forest, row->node) == plan->nodes[row->token], "node of row %u", i);
+        T_CHECK(ideft_handle(&r->forest, row->node) == plan->nodes[row->token], "node of row %u",
+                i);
     }
     free(met);
 }
@@ -242,14 +273,17 @@ static void check_plan(rig_t *r)
     for (uint32_t i = 0; i < plan->n_groups; i++) {
         const ideft_group_t *g = &plan->group[i];
 
-        T_CHECK(plan->order[i] < plan->n_groups && groups[plan->order[i]]++ == 0, "the order of groups");
+        T_CHECK(plan->order[i] < plan->n_groups && groups[plan->order[i]]++ == 0,
+                "the order of groups");
         /* most expensive first, up to a factor of two */
-        T_CHECK(i == 0 || r->planner.planned == DEFT_PLANNED_PATCHED
-                || 2 * (uint64_t)plan->group[plan->order[i - 1]].cost >= plan->group[plan->order[i]].cost,
+        T_CHECK(i == 0 || r->planner.planned == DEFT_PLANNED_PATCHED ||
+                    2 * (uint64_t)plan->group[plan->order[i - 1]].cost >=
+                        plan->group[plan->order[i]].cost,
                 "a group of cost %u before one of %u", plan->group[plan->order[i - 1]].cost,
                 plan->group[plan->order[i]].cost);
-        T_CHECK(g->seg_begin < g->seg_end && g->seg_end <= plan->n_segs && g->row_begin < g->row_end
-                && g->row_end <= plan->n_rows, "group %u", i);
+        T_CHECK(g->seg_begin < g->seg_end && g->seg_end <= plan->n_segs &&
+                    g->row_begin < g->row_end && g->row_end <= plan->n_rows,
+                "group %u", i);
     }
     T_CHECK(plan->part_begin[0] == 0, "partials");
     for (uint32_t i = 0; i < plan->n_rows; i++) {
@@ -275,12 +309,14 @@ static size_t some_rows(rig_t *r, deft_rows_t *rows)
     size_t n = 0;
 
     for (int i = 0; i < 2; i++) {
-        for (uint32_t at = r->tree[i]->root; at != 0; at = ideft_node_after(&r->forest, r->tree[i]->root, at)) {
+        for (uint32_t at = r->tree[i]->root; at != 0;
+             at = ideft_node_after(&r->forest, r->tree[i]->root, at)) {
             const ideft_node_t *node = ideft_node(&r->forest, at);
             const uint32_t left = ideft_node_len(node) - node->computed;
             bool allowed = left > 0 && n < MAX_LEAVES && rng_chance(&r->rng, 0.8);
 
-            for (uint32_t up = node->parent; up != 0 && allowed; up = ideft_node(&r->forest, up)->parent) {
+            for (uint32_t up = node->parent; up != 0 && allowed;
+                 up = ideft_node(&r->forest, up)->parent) {
                 const ideft_node_t *u = ideft_node(&r->forest, up);
 
                 allowed = u->computed == ideft_node_len(u);
@@ -289,8 +325,9 @@ static size_t some_rows(rig_t *r, deft_rows_t *rows)
                 }
             }
             if (allowed) {
-                rows[n++] = (deft_rows_t){ r->tree[i], ideft_handle(&r->forest, at),
-                                           rng_chance(&r->rng, 0.6) ? 0 : rng_range(&r->rng, 1, left) };
+                rows[n++] =
+                    (deft_rows_t){ r->tree[i], ideft_handle(&r->forest, at),
+                                   rng_chance(&r->rng, 0.6) ? 0 : rng_range(&r->rng, 1, left) };
             }
         }
     }
@@ -349,8 +386,8 @@ START_TEST(test_planner_rows_meet_their_paths_once)
         const uint32_t window = i % 6 == 5 ? 1 + (uint32_t)(i * 7 % 60) : 0;
         const deft_split_t split = (deft_split_t)(i % 5);
 
-        t_note("test_planner %zu seed %#llx: split %s, window %u, machine %zu", i, (unsigned long long)seed,
-               t_split_name(split), window, i / 5 % 4);
+        t_note("test_planner %zu seed %#llx: split %s, window %u, machine %zu", i,
+               (unsigned long long)seed, t_split_name(split), window, i / 5 % 4);
         rig_open(&r, t_mix(seed, i), i / 5 % 4, window);
         append(&r, r.tree[0], r.tree[0]->root, rng_range(&r.rng, 1, 120));
         append(&r, r.tree[1], r.tree[1]->root, rng_range(&r.rng, 1, 9));

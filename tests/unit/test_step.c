@@ -135,11 +135,9 @@ START_TEST(test_step_open_refuses_mutators)
 
         REFUSED(deft_tree_fork(on->tree, node, 1, &out), DEFT_ERR_BUSY);
         REFUSED(deft_tree_fork_at(on->tree, node, 0, 1, &out, &tail), DEFT_ERR_BUSY);
-        REFUSED(deft_tree_append(on->tree, i == 0 ? s_kid(a, 0)->h : node, 1, NULL),
-                DEFT_ERR_BUSY);
-        REFUSED(deft_tree_prune(on->tree, i == 0 ? a->h : node), i == 0 ? DEFT_ERR_BUSY
-                                                                      : deft_tree_prune(on->tree,
-                                                                                        node));
+        REFUSED(deft_tree_append(on->tree, i == 0 ? s_kid(a, 0)->h : node, 1, NULL), DEFT_ERR_BUSY);
+        REFUSED(deft_tree_prune(on->tree, i == 0 ? a->h : node),
+                i == 0 ? DEFT_ERR_BUSY : deft_tree_prune(on->tree, node));
         REFUSED(deft_tree_truncate(on->tree, i == 0 ? s_kid(a, 1)->h : node, 0), DEFT_ERR_BUSY);
         REFUSED(deft_tree_commit(on->tree, node, 0), DEFT_ERR_BUSY);
         REFUSED(deft_tree_fork_append(on->tree, node, 1, NULL, &out), DEFT_ERR_BUSY);
@@ -227,7 +225,8 @@ START_TEST(test_step_handles_of_ended_steps_are_refused)
         T_OK(s_append(w, t2, t2->root, 2, NULL));
         old[how] = begin();
         ck_assert_ptr_eq(old[how].ctx, w->ctx);
-        ck_assert_uint_eq(old[how].number, 1 + (uint64_t)how + (how > 3)); /* they are counted from 1 */
+        ck_assert_uint_eq(old[how].number,
+                          1 + (uint64_t)how + (how > 3)); /* they are counted from 1 */
         if (how == 0) {
             T_OK(deft_step_write(old[0], 0, zeros, zeros));
             deft_step_abandon(old[0]);
@@ -584,8 +583,7 @@ static size_t run_step(world_t *sw, float *q, float *o, size_t *allocated)
 
 /* Fifty leaves that decode for a thousand steps, pruned back, forked and grown again: after a first
  * round that warms up, no call of a step reaches the allocator. */
-static void warm_round(world_t *sw, stree_t *st, size_t n_steps, size_t *patched,
-                       size_t *allocated)
+static void warm_round(world_t *sw, stree_t *st, size_t n_steps, size_t *patched, size_t *allocated)
 {
     static float q[1000 * 64 * 2], o[1000 * 64 * 2];
     deft_node_t kids[50];
@@ -660,7 +658,8 @@ START_TEST(test_step_patches_growing_leaves)
         step = begin();
         T_OK(deft_step_stats(step, &stats));
         patched += stats.planned != DEFT_PLANNED_AFRESH;
-        T_CHECK(i != 0 || stats.planned == DEFT_PLANNED_AFRESH, "patched although the rows are others");
+        T_CHECK(i != 0 || stats.planned == DEFT_PLANNED_AFRESH,
+                "patched although the rows are others");
         deft_step_abandon(step);
         compute_all(w);
     }

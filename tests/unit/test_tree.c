@@ -184,8 +184,8 @@ START_TEST(test_tree_append_refuses)
                                      (size_t)UINT32_MAX + 1 };
 
     for (size_t i = 0; i < 5; i++) {
-        REFUSED_OR(deft_tree_append(t->tree, s_kid(t->root, 1)->h, absurd[i], NULL),
-                   DEFT_ERR_INVAL, DEFT_ERR_NOSPACE);
+        REFUSED_OR(deft_tree_append(t->tree, s_kid(t->root, 1)->h, absurd[i], NULL), DEFT_ERR_INVAL,
+                   DEFT_ERR_NOSPACE);
     }
     REFUSED(deft_tree_append(t->tree, s_kid(t->root, 1)->h, world_info(w).pool_tokens, NULL),
             DEFT_ERR_NOSPACE);
@@ -214,7 +214,8 @@ END_TEST
 
 START_TEST(test_tree_fork_append_refuses)
 {
-    static const size_t absurd[] = { 0, SIZE_MAX, SIZE_MAX / 2, (size_t)UINT32_MAX + 1, (size_t)1 << 30 };
+    static const size_t absurd[] = { 0, SIZE_MAX, SIZE_MAX / 2, (size_t)UINT32_MAX + 1,
+                                     (size_t)1 << 30 };
     deft_node_t out = 7;
     size_t left;
 

@@ -73,7 +73,8 @@ static void scene(void)
     T_OK(s_append(w, t, s_kid(t->root, 1), 2, NULL));
 }
 
-static void label_names(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf, size_t size)
+static void label_names(void *arg, const deft_tree_t *tree, deft_node_t node, char *buf,
+                        size_t size)
 {
     *(size_t *)arg += 1;
     snprintf(buf, size, "a \"%zu\" \\ {x}|<y>", deft_tree_path_len(tree, node));
@@ -159,8 +160,10 @@ START_TEST(test_print_stops_when_write_says_so)
     for (int picture = 0; picture < 2; picture++) {
         for (size_t n = 0;; n++) {
             size_t left = n;
-            deft_print_t print = { .struct_size = sizeof(print), .write = write_some,
-                                   .arg = &left, .picture = (deft_picture_t)picture };
+            deft_print_t print = { .struct_size = sizeof(print),
+                                   .write = write_some,
+                                   .arg = &left,
+                                   .picture = (deft_picture_t)picture };
             const deft_status_t status = deft_tree_print(t->tree, &print);
 
             if (status == DEFT_OK) {
@@ -213,12 +216,9 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
-        test_print_text,
-        test_print_dot,
-        test_print_labels,
-        test_print_stops_when_write_says_so,
-        test_print_refuses,
-        test_print_while_a_step_is_open,
+        test_print_text,    test_print_dot,
+        test_print_labels,  test_print_stops_when_write_says_so,
+        test_print_refuses, test_print_while_a_step_is_open,
     };
 
     return suite_run("tree_print", fixture_setup, fixture_teardown, tests,

@@ -135,9 +135,10 @@ static void expect_find(const int32_t *tokens, size_t n, const snode_t *node, si
     size_t o = 99, m = 99;
 
     T_OK(deft_tree_find(t->tree, tokens, n, &h, &o, &m));
-    T_CHECK(m == matched && o == offset && h == node->h, "matched %zu at %zu in %#llx, not %zu at "
-            "%zu in %#llx", m, o, (unsigned long long)h, matched, offset,
-            (unsigned long long)node->h);
+    T_CHECK(m == matched && o == offset && h == node->h,
+            "matched %zu at %zu in %#llx, not %zu at "
+            "%zu in %#llx",
+            m, o, (unsigned long long)h, matched, offset, (unsigned long long)node->h);
     T_OK(deft_tree_find(t->tree, tokens, n, NULL, NULL, NULL));
 }
 
@@ -268,8 +269,8 @@ START_TEST(test_tree_next_walks_subtrees_in_order)
     plant_deeper();
     a = s_kid(t->root, 0);
     d = s_kid(a, 1);
-    const deft_node_t want[] = { a->h, s_kid(a, 0)->h, d->h, s_kid(d, 0)->h, s_kid(d, 1)->h,
-                                 s_kid(d, 2)->h, DEFT_NODE_NONE };
+    const deft_node_t want[] = { a->h,           s_kid(a, 0)->h, d->h,          s_kid(d, 0)->h,
+                                 s_kid(d, 1)->h, s_kid(d, 2)->h, DEFT_NODE_NONE };
 
     for (size_t i = 0; i < 7; i++) {
         at = deft_tree_next(t->tree, a->h, at);
@@ -342,18 +343,12 @@ END_TEST
 int main(void)
 {
     const TTest *const tests[] = {
-        test_tree_prune_makes_handles_stale,
-        test_tree_handles_are_not_reused_soon,
-        test_tree_refuses_forged_handles,
-        test_tree_refuses_handles_of_other_contexts,
-        test_tree_find_matches_into_nodes,
-        test_tree_find_never_matches_tokens_without_ids,
-        test_tree_find_takes_the_deepest,
-        test_tree_find_agrees_with_the_shadow,
-        test_tree_next_walks_subtrees_in_order,
-        test_tree_node_fills_up_to_struct_size,
-        test_tree_path_tokens_crosses_nodes,
-        test_tree_user_pointers_stay,
+        test_tree_prune_makes_handles_stale,    test_tree_handles_are_not_reused_soon,
+        test_tree_refuses_forged_handles,       test_tree_refuses_handles_of_other_contexts,
+        test_tree_find_matches_into_nodes,      test_tree_find_never_matches_tokens_without_ids,
+        test_tree_find_takes_the_deepest,       test_tree_find_agrees_with_the_shadow,
+        test_tree_next_walks_subtrees_in_order, test_tree_node_fills_up_to_struct_size,
+        test_tree_path_tokens_crosses_nodes,    test_tree_user_pointers_stay,
     };
 
     return suite_run("tree_walk", fixture_setup, fixture_teardown, tests,
