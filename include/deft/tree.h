@@ -130,13 +130,15 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
  *  steps that were ended before.
  *  @param[in]  budget   tokens to move at most, so that a call takes a bounded time; 0: any number.
  *                       Runs are moved as a whole: the last ones may add up to 200 tokens.
- *  @param[out] moved_p  tokens moved; 0: there is nothing left to gain. NULL is accepted.
+ *  @param[out] moved_p  tokens moved; 0: no two runs came together, and the same call would not
+ *                       bring any together now. A small budget may be used up in making room: a
+ *                       larger one (256 and more) may still gain. NULL is accepted.
  *  @return DEFT_OK; DEFT_ERR_INVAL (unknown flag); DEFT_ERR_STALE; DEFT_ERR_FOREIGN; DEFT_ERR_BUSY;
  *  DEFT_ERR_NOMEM and DEFT_ERR_STATE (the stream is being captured): unchanged; DEFT_ERR_DEVICE:
  *  the context is lost.
  *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once.
  *  Where others have to be moved: O(nodes of the context + pool) once a call, and O(runs of the
- *  node) a move. */
+ *  node) a move or an attempt; without host memory for that they stay. */
 DEFT_API deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t node, size_t budget,
                                          uint64_t flags, size_t *moved_p);
 

@@ -134,7 +134,8 @@ typedef struct mover {
     /* for clearing windows: whose run begins at a slot (a hint; 0: unknown), where to look next */
     uint32_t *owner;
     uint32_t sweep;
-    bool found; /* a window, since the sweep began at the first slot */
+    bool found;    /* a window, since the sweep began at the first slot */
+    size_t dry_at; /* what had been moved when no window was left; SIZE_MAX: never */
 } mover_t;
 
 static deft_status_t hand_on(mover_t *m)
@@ -198,7 +199,9 @@ static deft_status_t move_runs(mover_t *m, ideft_node_t *node, uint32_t begin, u
         const ideft_run_t run = ideft_runs_at(&node->runs)[i];
         ideft_span_unref(pool, run.slot, run.n);
     }
+    const uint32_t n_runs = ideft_runs_count(&node->runs);
     ideft_runs_replace(&node->runs, begin, end, to, n);
+    m->gained |= ideft_runs_count(&node->runs) < n_runs;
     m->moved += n;
     return status;
 }
@@ -241,6 +244,8 @@ static ideft_node_t *find_victim(const mover_t *m, client_t client, uint32_t slo
         return NULL;
     ideft_node_t *node = ideft_node(m->forest, m->owner[slot]);
     const ideft_run_t *run = ideft_runs_at(&node->runs);
+    if (ideft_span_owners(m->forest->pool, slot, 1) != 1)
+        return NULL;
     *offset_p = node->gone;
     for (uint32_t r = 0; r < ideft_runs_count(&node->runs); r++) {
         const bool free_to_go = node != client.node || r > client.begin;
@@ -285,12 +290,15 @@ static uint32_t clear_window(mover_t *m, client_t client, uint32_t least, uint32
                              uint32_t *slot_p, deft_status_t *status_p)
 {
     ideft_pool_t *pool = m->forest->pool;
-    if (!note_owners(m))
+    if (m->dry_at == m->moved || !note_owners(m))
         return 0;
     while (*status_p == DEFT_OK && m->moved < m->budget) {
         const uint32_t begin = ideft_pool_next_free(pool, m->sweep);
-        if (begin == IDEFT_NONE && !m->found)
+        if (begin == IDEFT_NONE && !m->found) {
+            m->dry_at = m->moved;
+            m->sweep = 0;
             return 0;
+        }
         if (begin == IDEFT_NONE) { /* once more: slots came free further down */
             m->sweep = 0;
             m->found = false;
@@ -330,11 +338,20 @@ static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t 
     const uint32_t size = clear_window(m, (client_t){ node, begin }, least, want, &slot, &status);
     if (size == 0)
         return status;
+    /* Clearing may have spent the budget, and may have put the node's next run right after this one. */
+    left = m->moved < m->budget ? m->budget - m->moved : 0;
+    want = ideft_max(least, left < want ? (uint32_t)left : want);
     /* where blocks of slots and of the node's tokens agree, if the window is large enough for
      * that */
     uint32_t skip = (offset - slot) % IDEFT_POOL_ALIGN;
     skip = size >= least + skip + IDEFT_POOL_ALIGN ? skip : 0;
-    const uint32_t end = movable(m->forest, &node->runs, begin, size - skip, n_p);
+    const uint32_t most = ideft_min(size - skip, want);
+    const uint32_t end = movable(m->forest, &node->runs, begin, most, n_p);
+    if (end - begin < 2) {
+        ideft_pool_give(pool, slot, size);
+        *n_p = 0;
+        return status;
+    }
     if (skip > 0)
         ideft_pool_give(pool, slot, skip);
     if (size > skip + *n_p)
@@ -377,7 +394,6 @@ static deft_status_t compact_node(mover_t *m, ideft_node_t *node)
             offset += ideft_runs_at(runs)[i++].n;
             continue;
         }
-        m->gained = true;
         /* what adjoins the run before is part of it now: the next one has its place */
         offset += n;
         i += end_before(runs, i) == before || before == IDEFT_NONE ? 1 : 0;
@@ -389,7 +405,9 @@ deft_status_t ideft_compact_runs(deft_tree_t *tree, uint32_t top, size_t budget,
                                  ideft_carry_fn carry, void *arg, size_t *moved_p)
 {
     ideft_forest_t *forest = tree->forest;
-    mover_t m = { .forest = forest, .carry = carry, .arg = arg, .budget = budget };
+    mover_t m = {
+        .forest = forest, .carry = carry, .arg = arg, .budget = budget, .dry_at = SIZE_MAX
+    };
     deft_status_t status = DEFT_OK;
     for (uint32_t at = top; at != 0 && status == DEFT_OK && m.moved < budget;
          at = ideft_node_after(forest, top, at))

@@ -22,7 +22,7 @@ typedef struct slot {
     uint32_t prev; /* IDEFT_NONE if there is none */
     union {
         int32_t token;   /* any slot of a span: its id, -1 for none */
-        uint32_t extent; /* last slot of an extent: its first */
+        uint32_t extent; /* first and last slot of an extent: its first */
     };
 } slot_t;
 
@@ -78,7 +78,7 @@ static void extent_link(ideft_pool_t *pool, uint32_t slot, uint32_t n)
     pool->slot[slot].length = n | FREE;
     pool->slot[slot].next = head;
     pool->slot[slot].prev = IDEFT_NONE;
-    pool->slot[slot + n - 1].extent = slot;
+    pool->slot[slot].extent = pool->slot[slot + n - 1].extent = slot;
     if (head != IDEFT_NONE)
         pool->slot[head].prev = slot;
     pool->bin[b] = slot;
@@ -241,7 +241,7 @@ uint32_t ideft_pool_next_free(const ideft_pool_t *pool, uint32_t slot)
         if (w == slot >> 6)
             bits &= ~(uint64_t)0 << (slot & 63);
         if (bits != 0)
-            return w * 64 + (uint32_t)__builtin_ctzll(bits);
+            return pool->slot[w * 64 + (uint32_t)__builtin_ctzll(bits)].extent;
     }
     return IDEFT_NONE;
 }
@@ -427,6 +427,7 @@ const char *ideft_pool_verify(const ideft_pool_t *pool, const uint32_t *own)
     for (uint32_t b = 0; b < BINS; b++) {
         HOLDS((pool->bin[b] != IDEFT_NONE) == (pool->used[b >> 6] >> (b & 63) & 1));
         for (uint32_t at = pool->bin[b]; at != IDEFT_NONE; at = pool->slot[at].next) {
+            HOLDS(binned < pool->n_slots); /* or they hang in a circle */
             HOLDS(bin_of(extent_length(pool, at)) == b);
             binned += extent_length(pool, at);
         }

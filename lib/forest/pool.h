@@ -37,7 +37,7 @@ uint32_t ideft_pool_take_apart(ideft_pool_t *pool, uint32_t n, uint32_t *slot_p)
 uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* How many slots are free from `slot` on, which follows an owned one. */
 uint32_t ideft_pool_room(const ideft_pool_t *pool, uint32_t slot);
-/* The first free extent from `slot` on, which is not inside one; IDEFT_NONE: there is none. */
+/* The free extent with `slot` in it, or the next one: its first slot. IDEFT_NONE: there is none. */
 uint32_t ideft_pool_next_free(const ideft_pool_t *pool, uint32_t slot);
 /* Give slots that were taken back. */
 void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n);

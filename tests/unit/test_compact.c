@@ -606,6 +606,184 @@ START_TEST(test_compact_chains_between_decode_steps)
 }
 END_TEST
 
+/* A pool whose every slot has a node of its own, in order: node i has slot i. */
+static stree_t *slot_by_slot(const deft_config_t *cfg)
+{
+    stree_t *walls;
+
+    w = world_new(cfg, 1, false);
+    w->check = false;
+    walls = world_tree(w);
+    T_OK(s_fork(w, walls, walls->root, cfg->pool_tokens));
+    for (size_t i = 0; i < cfg->pool_tokens; i++) {
+        T_OK(s_append(w, walls, s_kid(walls->root, i), 1, NULL));
+    }
+    return walls;
+}
+
+static void empty_slots(stree_t *walls, size_t from, size_t n)
+{
+    for (size_t i = from; i < from + n; i++) {
+        T_OK(s_truncate(w, walls, s_kid(walls->root, i), 0));
+    }
+}
+
+/* The node grows into exactly these slots. */
+static void put_at(stree_t *walls, stree_t *st, snode_t *node, size_t from, size_t n)
+{
+    empty_slots(walls, from, n);
+    T_OK(s_append(w, st, node, n, NULL));
+}
+
+/* A run leaves the slots right before the place where the search for windows goes on: that place is
+ * inside a free extent then. */
+START_TEST(test_compact_searches_on_inside_a_free_extent)
+{
+    deft_config_t cfg = t_config(1);
+    world_t *was = w;
+    stree_t *walls, *st, *copy;
+    snode_t *a;
+
+    cfg.device = DEFT_DEVICE_CPU;
+    cfg.pool_tokens = 273;
+    walls = slot_by_slot(&cfg);
+    st = world_tree(w);
+    T_OK(s_fork(w, st, st->root, 3));
+    a = s_kid(st->root, 0);
+    put_at(walls, st, a, 16, 1);
+    put_at(walls, st, a, 108, 40);
+    put_at(walls, st, a, 149, 40);
+    put_at(walls, st, a, 190, 20);
+    put_at(walls, st, s_kid(st->root, 1), 47, 30);
+    put_at(walls, st, s_kid(st->root, 2), 77, 30);
+    ck_assert_uint_eq(runs_of(st, a), 4);
+    compute_all(w);
+    empty_slots(walls, 17, 30);
+    empty_slots(walls, 211, 30);
+    empty_slots(walls, 242, 30);
+    T_OK(world_share(w, walls, walls->root, &copy)); /* the others cannot move */
+    for (size_t i = 0; i < walls->root->n_kids; i++) {
+        if (s_kid(walls->root, i)->len > 0) {
+            T_OK(world_share(w, walls, s_kid(walls->root, i), &copy));
+        }
+    }
+    T_OK(s_compact(w, st, a, 0, DEFT_COMPACT_MOVE, NULL));
+    T_OK(deft_tree_check(st->tree));
+    world_verify(w);
+    world_free(w);
+    w = was;
+}
+END_TEST
+
+/* Runs of 40 to 63 slots, two of which are more than a short run: the window for them may be as
+ * large as all free room, what is moved may not. */
+START_TEST(test_compact_keeps_its_budget_in_a_window)
+{
+    deft_config_t cfg = t_config(1);
+    world_t *was = w;
+
+    cfg.device = DEFT_DEVICE_CPU;
+    for (size_t run = 40; run < 64; run += 11) {
+        enum { RUNS = 16 };
+        stree_t *walls, *st;
+        size_t moved = 1;
+
+        cfg.pool_tokens = 1000 + RUNS * 2 * run;
+        walls = slot_by_slot(&cfg);
+        st = world_tree(w);
+        for (size_t i = 0; i < RUNS; i++) {
+            put_at(walls, st, st->root, 1000 + 2 * i * run, run);
+        }
+        ck_assert_uint_eq(runs_of(st, st->root), RUNS);
+        empty_slots(walls, 0, 500);
+        for (size_t i = 500; i < 1000; i++) { /* and a chequered part, to be cleared */
+            empty_slots(walls, i, i % 2);
+        }
+        for (size_t calls = 0; moved > 0; calls++) {
+            const size_t budget = 1 + calls * 97 % 400;
+
+            T_OK(s_compact(w, st, st->root, budget, DEFT_COMPACT_MOVE, &moved));
+            T_CHECK(moved <= budget + 200, "%zu tokens, budget %zu", moved, budget);
+            T_OK(deft_tree_check(st->tree));
+        }
+        ck_assert_uint_lt(runs_of(st, st->root), RUNS);
+        world_verify(w);
+        world_free(w);
+    }
+    w = was;
+}
+END_TEST
+
+/* Many small pools, nearly full, with nodes of up to 80 tokens and shared runs: windows that are
+ * cleared for a node meet its own runs, walls and the ends of the pool. */
+static void small_pool(rng_t *rng)
+{
+    enum { KIDS = 9 };
+    deft_config_t cfg = t_config(1);
+    world_t *was = w;
+    stree_t *st, *copy = NULL;
+
+    cfg.n_layers = cfg.n_q_heads = cfg.n_kv_heads = 1;
+    cfg.device = DEFT_DEVICE_CPU;
+    cfg.pool_tokens = 100 + rng_below(rng, 400);
+    w = world_new(&cfg, 1, false);
+    st = world_tree(w);
+    T_OK(s_fork(w, st, st->root, KIDS));
+    for (int op = 0; op < 120; op++) {
+        const size_t k = rng_below(rng, KIDS), what = rng_below(rng, 10);
+        const size_t room = w->info.pool_tokens - world_info(w).live_tokens;
+        snode_t *kid = s_kid(st->root, k);
+
+        if (what < 5 && room > 0) {
+            size_t n = 1 + rng_below(rng, what < 2 ? 80 : 20);
+
+            n = n < room ? n : room;
+            T_OK(s_append(w, st, kid, n, NULL));
+        } else if (what == 5) {
+            T_OK(s_prune(w, st, kid));
+            T_OK(s_fork(w, st, st->root, 1));
+        } else if (what == 6 && kid->len > kid->gone) {
+            T_OK(s_truncate(w, st, kid, kid->len - 1 - rng_below(rng, kid->len - kid->gone)));
+        } else if (what == 7 && copy == NULL) {
+            if (room > 0) {
+                T_OK(s_append(w, st, kid, 1, NULL));
+                compute_all(w);
+            }
+            if (kid->computed == kid->len) {
+                T_OK(world_share(w, st, kid, &copy));
+            }
+        } else if (what == 7) {
+            world_drop(w, copy);
+            copy = NULL;
+        } else {
+            const size_t budget = rng_below(rng, 3) == 0 ? 0 : 1 + rng_below(rng, 600);
+            size_t moved = 0;
+
+            T_OK(s_compact(w, st, rng_below(rng, 4) == 0 ? st->root : kid, budget,
+                           DEFT_COMPACT_MOVE, &moved));
+            T_CHECK(budget == 0 || moved <= budget + 200, "%zu tokens, budget %zu", moved, budget);
+        }
+        T_OK(deft_tree_check(st->tree));
+    }
+    world_verify(w);
+    world_free(w);
+    w = was;
+}
+
+START_TEST(test_compact_in_small_pools)
+{
+    rng_t rng;
+
+    rng_init(&rng, t_seed(41));
+    unsetenv("DEFT_DEBUG_CHECK");
+
+    for (size_t i = 0; i < t_count(4000); i++) {
+        t_note("small pool %zu", i);
+        small_pool(&rng);
+    }
+}
+END_TEST
+
 START_TEST(test_compact_refuses)
 {
     size_t moved = 5;
@@ -642,6 +820,9 @@ int main(void)
         test_compact_chains_around_evicted_tokens,
         test_compact_chains_around_an_empty_node,
         test_compact_chains_between_decode_steps,
+        test_compact_searches_on_inside_a_free_extent,
+        test_compact_keeps_its_budget_in_a_window,
+        test_compact_in_small_pools,
         test_compact_refuses,
     };
 
