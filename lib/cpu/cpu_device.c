@@ -292,7 +292,8 @@ typedef struct attend_job {
     ideft_attn_t attn;
     const cpu_device_t *cpu;
     ideft_group_fn group;
-    _Atomic uint32_t next_unit, next_row;
+    _Atomic uint64_t next_unit;
+    _Atomic uint32_t next_row;
 } attend_job_t;
 
 #define MERGE_ROWS 4u

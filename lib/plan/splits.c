@@ -379,27 +379,33 @@ static void cut_auto(cutter_t *c, uint32_t *list)
  * is entered, so that it ends as the first place of row r + 1's:
  *
  *     rows in 1, 3, 2 groups:   places   [0 | 0 0 3]   then filled   [0 | 0 3 5] */
-static bool number_partials(ideft_planner_t *planner)
+static deft_status_t number_partials(ideft_planner_t *planner)
 {
     const size_t R = planner->row.n;
     planner->part_begin.n = planner->part_list.n = 0;
     if (!IDEFT_VEC_ROOM(planner->host, &planner->part_begin, 2 * R + 2))
-        return false;
+        return ideft_plan_nomem(planner);
     uint32_t *begin = planner->part_begin.at, *count = begin + R + 1;
     memset(begin, 0, (2 * R + 2) * sizeof(*begin));
     for (size_t i = 0; i < planner->group.n; i++) {
         count[planner->group.at[i].row_begin]++;
         count[planner->group.at[i].row_end]--;
     }
-    uint32_t n = 0, total = 0;
+    uint32_t n = 0;
+    uint64_t total = 0, all = 0;
     for (size_t r = 0; r < R; r++) {
         n += count[r];
         count[r] = n;
-        begin[r + 1] = total;
+        begin[r + 1] = (uint32_t)total;
         total += n > 1 ? n : 0;
+        all += n;
     }
+    if (all > UINT32_MAX) /* partials are numbered in 32 bits, a group's all together */
+        return ideft_fail(planner->host, DEFT_ERR_LIMIT,
+                          "%llu partials, more than 2^32: fewer rows a step, or larger chunks",
+                          (unsigned long long)all);
     if (!IDEFT_VEC_ROOM(planner->host, &planner->part_list, total))
-        return false;
+        return ideft_plan_nomem(planner);
     planner->plan.n_parts = 0;
     for (size_t i = 0; i < planner->group.n; i++) {
         ideft_group_t *group = &planner->group.at[i];
@@ -416,7 +422,7 @@ static bool number_partials(ideft_planner_t *planner)
             planner->plan.n_parts += group->row_end - group->row_begin;
         }
     }
-    return true;
+    return DEFT_OK;
 }
 
 /* Most expensive first, by powers of two: long groups must not come last. */
@@ -458,7 +464,8 @@ deft_status_t ideft_plan_cut(ideft_planner_t *planner)
     else
         cut_auto(&c, planner->list.at);
     IDEFT_ASSERT(c.failed || planner->group.n > 0);
-    if (c.failed || !number_partials(planner) || !order_groups(planner))
+    if (c.failed)
         return ideft_plan_nomem(planner);
-    return DEFT_OK;
+    IDEFT_TRY(number_partials(planner));
+    return order_groups(planner) ? DEFT_OK : ideft_plan_nomem(planner);
 }
