@@ -127,6 +127,7 @@ deft_status_t deft_tree_fork_append(deft_tree_t *tree, deft_node_t handle, size_
     if (kid_p == NULL)
         return ideft_fail(&ctx->host, DEFT_ERR_INVAL, "kid_p is NULL");
     IDEFT_TRY(check_tokens(ctx, node->start + ideft_node_len(node), n));
+    IDEFT_TRY(ideft_need_slots(&ctx->forest, n)); /* before a hook clones anything */
     IDEFT_TRY(ideft_tree_fork(tree, index, 1, &kid));
     const deft_status_t status = ideft_tree_append(tree, (uint32_t)kid, n, tokens);
     if (status != DEFT_OK) {

@@ -138,6 +138,8 @@ uint32_t ideft_node_after(const ideft_forest_t *forest, uint32_t top, uint32_t a
 deft_status_t ideft_tree_fork(deft_tree_t *tree, uint32_t index, size_t n, deft_node_t *kids);
 deft_status_t ideft_tree_fork_at(deft_tree_t *tree, uint32_t index, uint32_t offset, size_t n,
                                  deft_node_t *kids, deft_node_t *tail_p);
+/* DEFT_ERR_NOSPACE unless n slots are free. */
+deft_status_t ideft_need_slots(const ideft_forest_t *forest, size_t n);
 deft_status_t ideft_tree_append(deft_tree_t *tree, uint32_t index, size_t n, const int32_t *tokens);
 deft_status_t ideft_tree_share(deft_tree_t *tree, uint32_t index, deft_tree_t **tree_p);
 

@@ -109,15 +109,21 @@ err_free_room:
     return status;
 }
 
+deft_status_t ideft_need_slots(const ideft_forest_t *forest, size_t n)
+{
+    const uint32_t vacant = ideft_pool_vacant(forest->pool);
+    if (n > vacant)
+        return ideft_fail(forest->host, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free",
+                          n, vacant, ideft_pool_slots(forest->pool));
+    return DEFT_OK;
+}
+
 deft_status_t ideft_tree_append(deft_tree_t *tree, uint32_t index, size_t n, const int32_t *tokens)
 {
     ideft_forest_t *forest = tree->forest;
     ideft_node_t *node = ideft_node(forest, index);
-    const uint32_t vacant = ideft_pool_vacant(forest->pool);
     const bool was_dirty = node->computed < ideft_node_len(node);
-    if (n > vacant)
-        return ideft_fail(forest->host, DEFT_ERR_NOSPACE, "%zu tokens asked, %u of %u slots free",
-                          n, vacant, ideft_pool_slots(forest->pool));
+    IDEFT_TRY(ideft_need_slots(forest, n));
     IDEFT_TRY(ideft_runs_append(forest->host, forest->pool, &node->runs, (uint32_t)n, tokens));
     if (!was_dirty)
         ideft_dirty_link(forest, index, forest->dirty_last);
