@@ -127,8 +127,11 @@ static deft_status_t cuda_create(ideft_host_t *host, const ideft_geometry_t *geo
     deft_status_t status = check_types(cuda, config);
     if (status == DEFT_OK)
         status = find_device(cuda, config);
-    if (status == DEFT_OK)
-        status = ideft_cuda_enter(cuda, &saved);
+    if (status != DEFT_OK) { /* nothing of CUDA was touched: it would make a context of its own */
+        ideft_free(host, cuda, sizeof(*cuda));
+        return status;
+    }
+    status = ideft_cuda_enter(cuda, &saved);
     if (status == DEFT_OK)
         status = ideft_cuda_leave(cuda, saved, make_all(cuda, config));
     if (status != DEFT_OK) {

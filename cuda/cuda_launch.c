@@ -126,6 +126,14 @@ static uint32_t first_plane(const cuda_device_t *cuda, uint32_t layer)
     return (uint32_t)(at / ideft_plane_bytes(&g->format, cuda->pool_tokens, IDEFT_PLANE_K));
 }
 
+/* A launch is captured: from now on the buffers stay where they are. A graph that attends joins as
+ * many partials as there is room for, or none at all. */
+static void note_capture(ideft_graphs_t *graphs, const ideft_plan_room_t *room, bool joins)
+{
+    graphs->parts = !joins ? 0 : graphs->captured ? graphs->parts : room->max_parts;
+    graphs->captured = true;
+}
+
 deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const void *k,
                                       const void *v)
 {
@@ -138,7 +146,11 @@ deft_status_t ideft_cuda_launch_write(cuda_device_t *cuda, uint32_t layer, const
                                 .Hkv = g->Hkv,
                                 .D = g->D,
                                 .first_plane = first_plane(cuda, layer) };
+    bool capturing;
     IDEFT_TRY(check_pointers(cuda, k, v));
+    IDEFT_TRY(ideft_cuda_capturing(cuda, &capturing));
+    if (capturing && !cuda->graphs.captured)
+        note_capture(&cuda->graphs, &cuda->room, true);
     return launch(cuda, cuda->write, 2 * (uint32_t)cuda->n_sm, 256, 0, &args);
 }
 
@@ -151,15 +163,6 @@ static uint32_t merge_blocks(const cuda_device_t *cuda, const ideft_plan_t *plan
     if (cuda->graphs.any_plan)
         return (uint32_t)two;
     return (uint32_t)(pairs < two ? pairs : ideft_max(two, ideft_min(pairs / 16, 2 * two)));
-}
-
-/* A launch of this plan is captured: from now on the buffers stay where they are. */
-static void note_capture(cuda_device_t *cuda, const ideft_plan_t *plan)
-{
-    ideft_graphs_t *graphs = &cuda->graphs;
-    const bool joins = graphs->any_plan || plan->n_parts > 0;
-    graphs->parts = !joins ? 0 : graphs->captured ? graphs->parts : cuda->room.max_parts;
-    graphs->captured = true;
 }
 
 deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *plan,
@@ -205,7 +208,7 @@ deft_status_t ideft_cuda_launch_attend(cuda_device_t *cuda, const ideft_plan_t *
     memcpy(a.q_box, cuda->q_box, sizeof(a.q_box));
     IDEFT_TRY(ideft_cuda_capturing(cuda, &capturing));
     if (capturing)
-        note_capture(cuda, plan);
+        note_capture(&cuda->graphs, room, cuda->graphs.any_plan || plan->n_parts > 0);
     IDEFT_TRY(launch(cuda, cuda->kernel.function, (uint32_t)cuda->n_sm, cuda->kernel.threads,
                      cuda->shared_bytes, &a));
     /* a later plan of a captured graph may have partials where this one has none: if it was

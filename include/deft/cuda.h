@@ -47,9 +47,9 @@ DEFT_API deft_status_t deft_cuda_set_stream(deft_ctx_t *ctx, struct CUstream_st 
 
 /** Device memory for plans of up to @p rows rows over @p nodes nodes (of all trees, those above the
  *  rows included; a node counts once for each of its runs, deft_node_info_t.n_runs) with
- *  DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other splits can need more.
- *  Graphs captured before are void: capture again. Both 0: graphs captured
- *  from now on are for plans like the one that they are captured with.
+ *  DEFT_SPLIT_AUTO, so that steps within these bounds allocate nothing. Other splits and
+ *  DEFT_STEP_INVARIANT can need more. Graphs captured before are void: capture again. Both 0:
+ *  graphs captured from now on are for plans like the one that they are captured with.
  *  @return DEFT_OK; DEFT_ERR_INVAL (0 or absurd); DEFT_ERR_UNSUPPORTED; DEFT_ERR_BUSY;
  *  DEFT_ERR_NOMEM (graphs are void all the same, the rest is as before); DEFT_ERR_DEVICE.
  *  Cost: allocations; may wait for the device. */
@@ -58,8 +58,8 @@ DEFT_API deft_status_t deft_cuda_reserve(deft_ctx_t *ctx, size_t rows, size_t no
 /** The caller has launched a graph that was captured from all layers of an earlier step: every
  *  layer counts as written, and the step can end.
  *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_UNSUPPORTED; DEFT_ERR_STALE; DEFT_ERR_CANCELLED;
- *  DEFT_ERR_DEVICE; DEFT_ERR_STATE (nothing was captured on this context since its buffers last
- *  moved). Cost: O(layers). */
+ *  DEFT_ERR_DEVICE; DEFT_ERR_STATE (nothing was captured on this context since the last
+ *  deft_cuda_reserve()). Cost: O(layers). */
 DEFT_API deft_status_t deft_cuda_replayed(deft_step_t step);
 
 /** The caller has launched a kernel of its own, in the context's stream, that stores K and V of the
@@ -70,8 +70,8 @@ DEFT_API deft_status_t deft_cuda_replayed(deft_step_t step);
 DEFT_API deft_status_t deft_cuda_written(deft_step_t step, uint32_t layer);
 
 /** Where things are on the device, for kernels of the caller. Valid until the context is destroyed;
- *  `positions`, `ids`, `slots` and `n_rows` until its buffers move, which they do not once
- *  captured. */
+ *  `positions`, `ids`, `slots` and `n_rows` until its buffers move, which they do not once a
+ *  deft_step_write() or deft_step_attend() has been captured, or within deft_cuda_reserve(). */
 typedef struct deft_cuda_view_t {
     size_t struct_size; /**< in: sizeof(deft_cuda_view_t) */
     struct CUstream_st *stream;

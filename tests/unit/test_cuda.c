@@ -386,7 +386,16 @@ static void bounds(void)
     T_OK(deft_cuda_reserve(p.w->ctx, 3000, 10));
     T_OK(deft_step_begin(p.w->ctx, NULL, 0, 0, &step));
     T_STATUS(deft_cuda_replayed(step), DEFT_ERR_STATE); /* what was captured is void */
+
+    /* a graph with nothing but a write is bound to the buffers as well */
+    cudaGraph_t graph;
+    GPU(cudaStreamBeginCapture(p.stream, cudaStreamCaptureModeThreadLocal));
+    T_OK(deft_step_write(step, 0, p.k[0], p.v[0]));
+    GPU(cudaStreamEndCapture(p.stream, &graph));
+    GPU(cudaGraphDestroy(graph));
+    T_OK(deft_cuda_replayed(step));
     deft_step_abandon(step);
+    T_OK(deft_cuda_reserve(p.w->ctx, 3000, 10));
 
     /* a cancelled step is refused from the next call on; what is in the stream runs out */
     const deft_rows_t some = { t->tree, t->root->h, 10 };
@@ -400,7 +409,6 @@ static void bounds(void)
     T_STATUS(deft_cuda_written(step, 1), DEFT_ERR_STALE);
 
     /* a plan is uploaded for every step, and tokens are moved once, so not in a capture */
-    cudaGraph_t graph;
     stree_t *apart[2] = { world_tree(p.w), world_tree(p.w) };
     for (int i = 0; i < 4; i++) {
         T_OK(s_append(p.w, apart[i % 2], apart[i % 2]->root, 1, NULL));
