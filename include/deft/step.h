@@ -54,8 +54,7 @@ typedef struct deft_rows_t {
 #define DEFT_STEP_INVARIANT UINT64_C(1)
 
 /** Open a step and plan it.
- *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most
- *  once.
+ *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most once.
  *                    NULL with n_rows 0: every token of every tree that is not yet computed, nodes
  *                    in the order in which they were first appended to since they were computed.
  *  @param[in] flags  0 or DEFT_STEP_INVARIANT.

@@ -8,8 +8,7 @@
  *   LOAD_F16(p)           VL halves as floats
  *   STORE_FIRST(p, v, n)  the first n lanes
  *   WHOLE_PANELS          all panels but the last of MAX_ROWS; else even ones
- *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: tile_bf16.h in place
- *   of
+ *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: tile_bf16.h, not
  *                         tile_fma.h
  *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
  *
@@ -89,7 +88,6 @@ typedef struct scratch {
 
 typedef struct work {
     const ideft_attn_t *attn;
-    const ideft_group_t *group;
     const unsigned char *k, *v; /* the head's planes */
     scratch_t *sc;
     uint32_t row0, rows, n; /* query rows of this pass; n matrix rows */
@@ -708,7 +706,6 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
     const ideft_geometry_t *g = attn->geom;
     const ideft_group_t *group = &attn->plan->group[index];
     work_t w = { .attn = attn,
-                 .group = group,
                  .k = attn->k + head * attn->head_bytes,
                  .v = attn->v + head * attn->head_bytes,
                  .sc = scratch,

@@ -338,7 +338,8 @@ static deft_status_t compact_in_window(mover_t *m, ideft_node_t *node, uint32_t 
     const uint32_t size = clear_window(m, (client_t){ node, begin }, least, want, &slot, &status);
     if (size == 0)
         return status;
-    /* Clearing may have spent the budget, and may have put the node's next run right after this one. */
+    /* Clearing may have spent the budget, and may have put the node's next run right after this
+     * one. */
     left = m->moved < m->budget ? m->budget - m->moved : 0;
     want = ideft_max(least, left < want ? (uint32_t)left : want);
     /* where blocks of slots and of the node's tokens agree, if the window is large enough for

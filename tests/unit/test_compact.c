@@ -675,6 +675,37 @@ START_TEST(test_compact_searches_on_inside_a_free_extent)
 }
 END_TEST
 
+/* Making room for two runs moves the second one right after the first: they are a long run then, and
+ * nothing is left to move into the window. */
+START_TEST(test_compact_joins_its_own_runs_while_it_makes_room)
+{
+    static const size_t lens[6] = { 48, 32, 64, 48, 32, 64 };
+    deft_config_t cfg = t_config(1);
+    world_t *was = w;
+    stree_t *st;
+
+    cfg.device = DEFT_DEVICE_CPU;
+    cfg.pool_tokens = 288;
+    w = world_new(&cfg, 1, false);
+    st = world_tree(w);
+    T_OK(s_fork(w, st, st->root, 6));
+    for (size_t i = 0; i < 6; i++) {
+        T_OK(s_append(w, st, s_kid(st->root, i), lens[i], NULL));
+    }
+    T_OK(s_truncate(w, st, s_kid(st->root, 4), 0));
+    T_OK(s_append(w, st, s_kid(st->root, 0), 32, NULL));
+    ck_assert_uint_eq(runs_of(st, s_kid(st->root, 0)), 2);
+    T_OK(s_truncate(w, st, s_kid(st->root, 1), 0));
+    T_OK(s_truncate(w, st, s_kid(st->root, 3), 0));
+    T_OK(s_compact(w, st, s_kid(st->root, 0), 0, DEFT_COMPACT_MOVE, NULL));
+    T_OK(deft_tree_check(st->tree));
+    ck_assert_uint_eq(runs_of(st, s_kid(st->root, 0)), 1);
+    world_verify(w);
+    world_free(w);
+    w = was;
+}
+END_TEST
+
 /* Runs of 40 to 63 slots, two of which are more than a short run: the window for them may be as
  * large as all free room, what is moved may not. */
 START_TEST(test_compact_keeps_its_budget_in_a_window)
@@ -821,6 +852,7 @@ int main(void)
         test_compact_chains_around_an_empty_node,
         test_compact_chains_between_decode_steps,
         test_compact_searches_on_inside_a_free_extent,
+        test_compact_joins_its_own_runs_while_it_makes_room,
         test_compact_keeps_its_budget_in_a_window,
         test_compact_in_small_pools,
         test_compact_refuses,
