@@ -255,8 +255,9 @@ deft_status_t deft_ctx_set_split(deft_ctx_t *ctx, deft_split_t split)
 
 deft_tree_t *deft_ctx_tree(const deft_ctx_t *ctx, deft_node_t node)
 {
-    const uint32_t index = ctx == NULL ? 0 : ideft_node_find(&ctx->forest, node);
-    return index == 0 ? NULL : ctx->forest.tree.at[ideft_node(&ctx->forest, index)->tree];
+    if (ctx == NULL || !ideft_node_lives(&ctx->forest, node))
+        return NULL;
+    return ctx->forest.tree.at[ideft_node(&ctx->forest, (uint32_t)node)->tree];
 }
 
 deft_status_t deft_ctx_trim(deft_ctx_t *ctx)

@@ -40,8 +40,14 @@ static inline deft_ctx_t *ideft_ctx_of(const deft_tree_t *tree)
 
 /* ---- step.c: states ---- */
 
-/* No step is open: DEFT_ERR_BUSY. */
-deft_status_t ideft_need_closed(deft_ctx_t *ctx);
+/* No step is open: DEFT_ERR_BUSY. Every call that changes a tree asks. */
+static inline deft_status_t ideft_need_closed(deft_ctx_t *ctx)
+{
+    if (ctx->step.open)
+        return ideft_fail(&ctx->host, DEFT_ERR_BUSY, "a step is open: end or abandon it first");
+    return DEFT_OK;
+}
+
 /* The device works: DEFT_ERR_DEVICE. */
 deft_status_t ideft_need_alive(deft_ctx_t *ctx);
 /* The handle is that of the open step: DEFT_ERR_INVAL, DEFT_ERR_STALE. */

@@ -8,13 +8,6 @@
 
 /* ---- states ---------------------------------------------------------------------------------- */
 
-deft_status_t ideft_need_closed(deft_ctx_t *ctx)
-{
-    if (ctx->step.open)
-        return ideft_fail(&ctx->host, DEFT_ERR_BUSY, "a step is open: end or abandon it first");
-    return DEFT_OK;
-}
-
 deft_status_t ideft_need_alive(deft_ctx_t *ctx)
 {
     if (ctx->lost)

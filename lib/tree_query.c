@@ -4,13 +4,15 @@
 
 #include "context_int.h"
 
-/* The node of a handle, or NULL without touching the last error. */
-static const ideft_node_t *peek_node(const deft_tree_t *tree, deft_node_t handle)
+/* Has the tree a node of this handle? Leaves the last error alone. */
+static inline bool has_node(const deft_tree_t *tree, deft_node_t handle)
 {
-    const uint32_t index = tree == NULL ? 0 : ideft_node_find(tree->forest, handle);
-    if (index == 0 || ideft_node(tree->forest, index)->tree != tree->id)
-        return NULL;
-    return ideft_node(tree->forest, index);
+    return tree != NULL && ideft_tree_has(tree, handle);
+}
+
+static const ideft_node_t *node_of(const deft_tree_t *tree, deft_node_t handle)
+{
+    return ideft_node(tree->forest, (uint32_t)handle);
 }
 
 deft_ctx_t *deft_tree_ctx(const deft_tree_t *tree)
@@ -25,28 +27,29 @@ deft_node_t deft_tree_root(const deft_tree_t *tree)
 
 deft_node_t deft_tree_parent(const deft_tree_t *tree, deft_node_t handle)
 {
-    const ideft_node_t *node = peek_node(tree, handle);
-    return node == NULL ? DEFT_NODE_NONE : ideft_handle(tree->forest, node->parent);
+    return has_node(tree, handle) ? ideft_handle(tree->forest, node_of(tree, handle)->parent)
+                                  : DEFT_NODE_NONE;
 }
 
 deft_node_t deft_tree_first_child(const deft_tree_t *tree, deft_node_t handle)
 {
-    const ideft_node_t *node = peek_node(tree, handle);
-    return node == NULL ? DEFT_NODE_NONE : ideft_handle(tree->forest, node->first_child);
+    return has_node(tree, handle) ? ideft_handle(tree->forest, node_of(tree, handle)->first_child)
+                                  : DEFT_NODE_NONE;
 }
 
 deft_node_t deft_tree_next_sibling(const deft_tree_t *tree, deft_node_t handle)
 {
-    const ideft_node_t *node = peek_node(tree, handle);
-    return node == NULL ? DEFT_NODE_NONE : ideft_handle(tree->forest, node->next);
+    return has_node(tree, handle) ? ideft_handle(tree->forest, node_of(tree, handle)->next)
+                                  : DEFT_NODE_NONE;
 }
 
 deft_node_t deft_tree_next(const deft_tree_t *tree, deft_node_t top, deft_node_t prev)
 {
-    if (peek_node(tree, top) == NULL || prev == DEFT_NODE_NONE)
-        return peek_node(tree, top) == NULL ? DEFT_NODE_NONE : top;
-    const ideft_node_t *node = peek_node(tree, prev);
-    if (node == NULL)
+    if (!has_node(tree, top))
+        return DEFT_NODE_NONE;
+    if (prev == DEFT_NODE_NONE)
+        return top;
+    if (!has_node(tree, prev))
         return DEFT_NODE_NONE;
     return ideft_handle(tree->forest,
                         ideft_node_after(tree->forest, (uint32_t)top, (uint32_t)prev));
@@ -77,14 +80,15 @@ deft_status_t deft_tree_node(const deft_tree_t *tree, deft_node_t handle, deft_n
 
 void *deft_tree_user(const deft_tree_t *tree, deft_node_t handle)
 {
-    const ideft_node_t *node = peek_node(tree, handle);
-    return node == NULL ? NULL : node->user;
+    return has_node(tree, handle) ? node_of(tree, handle)->user : NULL;
 }
 
 size_t deft_tree_path_len(const deft_tree_t *tree, deft_node_t handle)
 {
-    const ideft_node_t *node = peek_node(tree, handle);
-    return node == NULL ? 0 : (size_t)node->start + ideft_node_len(node);
+    if (!has_node(tree, handle))
+        return 0;
+    const ideft_node_t *node = node_of(tree, handle);
+    return (size_t)node->start + ideft_node_len(node);
 }
 
 deft_status_t deft_tree_path_tokens(const deft_tree_t *tree, deft_node_t handle, size_t n,

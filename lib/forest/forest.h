@@ -35,15 +35,15 @@
  * tree == 0 iff the node is free; then parent is the next free one.
  * The first 64 bytes are what a plan reads. */
 typedef struct ideft_node {
-    uint32_t gen;  /* of its handle */
-    uint32_t tree; /* id of its tree */
-    uint32_t parent, first_child, last_child;
+    uint32_t gen;      /* of its handle */
+    uint32_t tree;     /* id of its tree */
     uint32_t start;    /* path position of its first token */
-    uint32_t computed; /* its first tokens whose KV was computed */
     uint32_t gone;     /* its first tokens that were evicted: they have no slots */
     ideft_runs_t runs; /* where the others lie */
-    uint32_t dirty_prev, dirty_next;
+    uint32_t computed; /* its first tokens whose KV was computed */
+    uint32_t parent, first_child, last_child;
     uint32_t prev, next; /* siblings */
+    uint32_t dirty_prev, dirty_next;
     uint32_t n_children;
     void *user;
 } ideft_node_t;
@@ -89,6 +89,25 @@ static inline deft_node_t ideft_handle(const ideft_forest_t *forest, uint32_t in
     return index == 0 ? DEFT_NODE_NONE : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
 }
 
+/* Has the handle a node? The node's index is the lower half of the handle, and not a result of these
+ * tests: so the processor goes on to the next node while this one comes from memory. Inline, since a
+ * lookup is a cache miss and little else. */
+static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t handle)
+{
+    const uint32_t index = (uint32_t)handle;
+    if (index == 0 || index >= forest->next_node ||
+        forest->chunk.at[index >> IDEFT_CHUNK_BITS] == NULL)
+        return false;
+    const ideft_node_t *node = ideft_node(forest, index);
+    return node->tree != 0 && node->gen == (uint32_t)(handle >> 32);
+}
+
+static inline bool ideft_tree_has(const deft_tree_t *tree, deft_node_t handle)
+{
+    return ideft_node_lives(tree->forest, handle) &&
+           ideft_node(tree->forest, (uint32_t)handle)->tree == tree->id;
+}
+
 /* Tokens of a node, the evicted ones included. */
 static inline uint32_t ideft_node_len(const ideft_node_t *node)
 {
@@ -104,24 +123,25 @@ void ideft_forest_fini(ideft_forest_t *forest);
 /* Free chunks of nodes of which none lives. */
 void ideft_forest_trim(ideft_forest_t *forest);
 
-/* The node behind a handle, 0 if it is stale. */
-uint32_t ideft_node_find(const ideft_forest_t *forest, deft_node_t handle);
-/* The same for a node that must be of this tree: DEFT_ERR_STALE, DEFT_ERR_FOREIGN. */
+/* The index of a handle's node, which must be of this tree: DEFT_ERR_STALE, DEFT_ERR_FOREIGN. */
 deft_status_t ideft_node_get(const deft_tree_t *tree, deft_node_t handle, uint32_t *index_p);
 
 deft_status_t ideft_tree_new(ideft_forest_t *forest, deft_tree_t **tree_p);
 
+/* The hook's clone of a user pointer, NULL without either; a clone that fails leaves NULL. */
+deft_status_t ideft_user_clone(const ideft_forest_t *forest, void *user, void **clone_p);
+void ideft_user_free(const ideft_forest_t *forest, void *user);
+void ideft_node_set_user(ideft_forest_t *forest, uint32_t index, void *user);
+
 /* Make sure that n nodes can be made without a failure. */
 deft_status_t ideft_nodes_reserve(ideft_forest_t *forest, size_t n);
-/* A new node that hangs nowhere yet; there is room. Its user pointer is a clone of that of `like`
- * (0: NULL); a clone that fails leaves nothing behind. */
-deft_status_t ideft_node_new(deft_tree_t *tree, uint32_t start, uint32_t like, uint32_t *index_p);
+/* A new node that hangs nowhere yet; there is room. It owns `user`. */
+uint32_t ideft_node_new(deft_tree_t *tree, uint32_t start, void *user);
 /* Free a node that hangs nowhere and has no children. */
 void ideft_node_free(deft_tree_t *tree, uint32_t index);
 /* Put a node last among the children of `parent`; take it away from there. */
 void ideft_node_hang(ideft_forest_t *forest, uint32_t index, uint32_t parent);
 void ideft_node_unhang(ideft_forest_t *forest, uint32_t index);
-void ideft_node_set_user(ideft_forest_t *forest, uint32_t index, void *user);
 
 /* The list of nodes with uncomputed tokens; after 0: first. */
 void ideft_dirty_link(ideft_forest_t *forest, uint32_t index, uint32_t after);

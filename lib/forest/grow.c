@@ -16,21 +16,21 @@ static void drop_kids(deft_tree_t *tree, uint32_t parent, size_t n)
     }
 }
 
-/* n children of `parent`, after those that it has, with clones of the state of `like`; room was
- * made. All or none. */
-static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, uint32_t like, size_t n)
+/* n children of `parent`, after those that it has, with clones of `user`; room was made. All or
+ * none. */
+static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, void *user, size_t n)
 {
     ideft_forest_t *forest = tree->forest;
     const ideft_node_t *up = ideft_node(forest, parent);
     const uint32_t start = up->start + ideft_node_len(up);
     for (size_t i = 0; i < n; i++) {
-        uint32_t kid;
-        const deft_status_t status = ideft_node_new(tree, start, like, &kid);
+        void *clone;
+        const deft_status_t status = ideft_user_clone(forest, user, &clone);
         if (status != DEFT_OK) {
             drop_kids(tree, parent, i);
             return status;
         }
-        ideft_node_hang(forest, kid, parent);
+        ideft_node_hang(forest, ideft_node_new(tree, start, clone), parent);
     }
     return DEFT_OK;
 }
@@ -46,7 +46,7 @@ static void list_kids(const ideft_forest_t *forest, uint32_t parent, size_t n, d
 deft_status_t ideft_tree_fork(deft_tree_t *tree, uint32_t index, size_t n, deft_node_t *kids)
 {
     IDEFT_TRY(ideft_nodes_reserve(tree->forest, n));
-    IDEFT_TRY(make_kids(tree, index, index, n));
+    IDEFT_TRY(make_kids(tree, index, ideft_node(tree->forest, index)->user, n));
     list_kids(tree->forest, index, n, kids);
     tree->forest->topology++;
     return DEFT_OK;
@@ -80,15 +80,16 @@ deft_status_t ideft_tree_fork_at(deft_tree_t *tree, uint32_t index, uint32_t off
     ideft_forest_t *forest = tree->forest;
     const ideft_node_t *node = ideft_node(forest, index);
     ideft_runs_t room = { .n = 0 };
-    uint32_t tail;
     deft_status_t status;
+    void *clone;
     IDEFT_TRY(ideft_nodes_reserve(forest, n + 1));
     IDEFT_TRY(ideft_runs_reserve(forest->host, &room, ideft_runs_count(&node->runs)));
-    IDEFT_TRY_GOTO(ideft_node_new(tree, node->start + offset, index, &tail), status, err_free_room);
+    IDEFT_TRY_GOTO(ideft_user_clone(forest, node->user, &clone), status, err_free_room);
+    const uint32_t tail = ideft_node_new(tree, node->start + offset, clone);
     ideft_node(forest, tail)->runs = room;
     /* The children are made as those of the tail, so that they need no list of their own, and move
      * up once nothing can fail. */
-    IDEFT_TRY_GOTO(make_kids(tree, tail, index, n), status, err_free_tail);
+    IDEFT_TRY_GOTO(make_kids(tree, tail, node->user, n), status, err_free_tail);
     const uint32_t first = ideft_node(forest, tail)->first_child;
     ideft_node(forest, tail)->first_child = ideft_node(forest, tail)->last_child = 0;
     ideft_node(forest, tail)->n_children = 0;
@@ -156,18 +157,12 @@ deft_status_t ideft_tree_share(deft_tree_t *tree, uint32_t index, deft_tree_t **
     deft_tree_t *made;
     deft_status_t status;
     uint32_t n, gone;
+    void *clone;
     IDEFT_TRY(measure_path(forest, index, &n, &gone));
     IDEFT_TRY(ideft_runs_reserve(forest->host, &runs, n));
-    IDEFT_TRY_GOTO(ideft_tree_new(forest, &made), status, err_free_runs);
-    const deft_node_hooks_t *hooks = &forest->hooks;
-    void *user = ideft_node(forest, index)->user;
-    if (user != NULL && hooks->clone != NULL) {
-        status = hooks->clone(hooks->arg, user, &ideft_node(forest, made->root)->user);
-        if (status != DEFT_OK) {
-            ideft_fail(forest->host, status, "the hook could not clone a node's state");
-            goto err_free_tree;
-        }
-    }
+    IDEFT_TRY_GOTO(ideft_user_clone(forest, ideft_node(forest, index)->user, &clone), status,
+                   err_free_runs);
+    IDEFT_TRY_GOTO(ideft_tree_new(forest, &made), status, err_free_clone);
     ideft_runs_open(&runs, n);
     for (uint32_t at = index; at != 0; at = ideft_node(forest, at)->parent) {
         const ideft_runs_t *from = &ideft_node(forest, at)->runs;
@@ -176,14 +171,14 @@ deft_status_t ideft_tree_share(deft_tree_t *tree, uint32_t index, deft_tree_t **
             ideft_span_ref(forest->pool, ideft_runs_at(from)[i].slot, ideft_runs_at(from)[i].n);
     }
     ideft_node_t *root = ideft_node(forest, made->root);
+    root->user = clone;
     root->runs = runs;
     root->gone = gone;
     root->computed = ideft_node_len(root);
     *tree_p = made;
     return DEFT_OK;
-err_free_tree:
-    ideft_node(forest, made->root)->user = NULL;
-    ideft_tree_free(made);
+err_free_clone:
+    ideft_user_free(forest, clone);
 err_free_runs:
     ideft_runs_free(forest->host, &runs);
     return status;

@@ -23,13 +23,6 @@ deft_status_t ideft_forest_init(ideft_forest_t *forest, ideft_host_t *host, uint
     return DEFT_OK;
 }
 
-static void free_user(ideft_forest_t *forest, ideft_node_t *node)
-{
-    if (node->user != NULL && forest->hooks.free != NULL)
-        forest->hooks.free(forest->hooks.arg, node->user);
-    node->user = NULL;
-}
-
 void ideft_forest_fini(ideft_forest_t *forest)
 {
     if (forest->host == NULL)
@@ -40,7 +33,7 @@ void ideft_forest_fini(ideft_forest_t *forest)
         for (uint32_t i = 0; i < IDEFT_CHUNK && forest->chunk.at[c] != NULL; i++) {
             ideft_node_t *node = &forest->chunk.at[c][i];
             if (node->tree != 0) {
-                free_user(forest, node);
+                ideft_user_free(forest, node->user);
                 ideft_runs_free(host, &node->runs);
             }
         }
@@ -55,31 +48,46 @@ void ideft_forest_fini(ideft_forest_t *forest)
     *forest = (ideft_forest_t){ 0 };
 }
 
-/* ---- memory of nodes ------------------------------------------------------------------------- */
+/* ---- user pointers ---------------------------------------------------------------------------- */
 
-uint32_t ideft_node_find(const ideft_forest_t *forest, deft_node_t handle)
+deft_status_t ideft_user_clone(const ideft_forest_t *forest, void *user, void **clone_p)
 {
-    const uint32_t index = (uint32_t)handle;
-    if (index == 0 || index >= forest->next_node ||
-        forest->chunk.at[index >> IDEFT_CHUNK_BITS] == NULL)
-        return 0;
-    const ideft_node_t *node = ideft_node(forest, index);
-    return node->tree != 0 && node->gen == (uint32_t)(handle >> 32) ? index : 0;
+    *clone_p = NULL;
+    if (user == NULL || forest->hooks.clone == NULL)
+        return DEFT_OK;
+    const deft_status_t status = forest->hooks.clone(forest->hooks.arg, user, clone_p);
+    if (status != DEFT_OK)
+        return ideft_fail(forest->host, status, "the hook could not clone a node's state");
+    return DEFT_OK;
 }
+
+void ideft_user_free(const ideft_forest_t *forest, void *user)
+{
+    if (user != NULL && forest->hooks.free != NULL)
+        forest->hooks.free(forest->hooks.arg, user);
+}
+
+void ideft_node_set_user(ideft_forest_t *forest, uint32_t index, void *user)
+{
+    ideft_node_t *node = ideft_node(forest, index);
+    if (node->user != user)
+        ideft_user_free(forest, node->user);
+    node->user = user;
+}
+
+/* ---- memory of nodes ------------------------------------------------------------------------- */
 
 deft_status_t ideft_node_get(const deft_tree_t *tree, deft_node_t handle, uint32_t *index_p)
 {
-    const ideft_forest_t *forest = tree->forest;
-    const uint32_t index = ideft_node_find(forest, handle);
-    if (index == 0)
-        return ideft_fail(forest->host, DEFT_ERR_STALE, "no node has the handle %#llx (any more)",
-                          (unsigned long long)handle);
-    if (ideft_node(forest, index)->tree != tree->id)
-        return ideft_fail(forest->host, DEFT_ERR_FOREIGN,
+    *index_p = (uint32_t)handle;
+    if (ideft_tree_has(tree, handle))
+        return DEFT_OK;
+    if (ideft_node_lives(tree->forest, handle))
+        return ideft_fail(tree->forest->host, DEFT_ERR_FOREIGN,
                           "the node of handle %#llx is of another tree",
                           (unsigned long long)handle);
-    *index_p = index;
-    return DEFT_OK;
+    return ideft_fail(tree->forest->host, DEFT_ERR_STALE, "no node has the handle %#llx (any more)",
+                      (unsigned long long)handle);
 }
 
 static ideft_node_t *new_chunk(ideft_forest_t *forest)
@@ -130,17 +138,9 @@ deft_status_t ideft_nodes_reserve(ideft_forest_t *forest, size_t n)
     return DEFT_OK;
 }
 
-deft_status_t ideft_node_new(deft_tree_t *tree, uint32_t start, uint32_t like, uint32_t *index_p)
+uint32_t ideft_node_new(deft_tree_t *tree, uint32_t start, void *user)
 {
     ideft_forest_t *forest = tree->forest;
-    const deft_node_hooks_t *hooks = &forest->hooks;
-    void *user = NULL;
-    if (like != 0 && hooks->clone != NULL && ideft_node(forest, like)->user != NULL) {
-        const deft_status_t status =
-            hooks->clone(hooks->arg, ideft_node(forest, like)->user, &user);
-        if (status != DEFT_OK)
-            return ideft_fail(forest->host, status, "the hook could not clone a node's state");
-    }
     uint32_t index = forest->free_node;
     if (index != 0)
         forest->free_node = ideft_node(forest, index)->parent;
@@ -151,8 +151,7 @@ deft_status_t ideft_node_new(deft_tree_t *tree, uint32_t start, uint32_t like, u
     *node = (ideft_node_t){ .gen = gen, .tree = tree->id, .start = start, .user = user };
     forest->n_nodes++;
     tree->n_nodes++;
-    *index_p = index;
-    return DEFT_OK;
+    return index;
 }
 
 void ideft_node_free(deft_tree_t *tree, uint32_t index)
@@ -164,7 +163,7 @@ void ideft_node_free(deft_tree_t *tree, uint32_t index)
         ideft_dirty_unlink(forest, index);
     ideft_runs_release(forest->pool, &node->runs);
     ideft_runs_free(forest->host, &node->runs);
-    free_user(forest, node);
+    ideft_user_free(forest, node->user);
     node->tree = 0;
     node->parent = forest->free_node;
     forest->free_node = index;
@@ -239,14 +238,6 @@ void ideft_node_unhang(ideft_forest_t *forest, uint32_t index)
     else
         up->last_child = node->prev;
     up->n_children--;
-}
-
-void ideft_node_set_user(ideft_forest_t *forest, uint32_t index, void *user)
-{
-    ideft_node_t *node = ideft_node(forest, index);
-    if (node->user != user)
-        free_user(forest, node);
-    node->user = user;
 }
 
 uint32_t ideft_node_after(const ideft_forest_t *forest, uint32_t top, uint32_t at)
@@ -327,7 +318,7 @@ deft_status_t ideft_tree_new(ideft_forest_t *forest, deft_tree_t **tree_p)
     }
     tree->forest = forest;
     tree->id = id;
-    ideft_node_new(tree, 0, 0, &tree->root); /* without a clone it cannot fail */
+    tree->root = ideft_node_new(tree, 0, NULL);
     forest->tree.at[id] = tree;
     forest->n_trees++;
     forest->topology++;

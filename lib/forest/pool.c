@@ -97,13 +97,37 @@ static uint32_t extent_unlink(ideft_pool_t *pool, uint32_t slot)
         pool->slot[next].prev = prev;
     if (prev != IDEFT_NONE)
         pool->slot[prev].next = next;
-    else
-        pool->bin[b] = next;
-    if (pool->bin[b] == IDEFT_NONE)
+    else if ((pool->bin[b] = next) == IDEFT_NONE)
         pool->used[b >> 6] &= ~((uint64_t)1 << (b & 63));
     clear_edge(pool, slot);
     clear_edge(pool, slot + n - 1);
     return n;
+}
+
+/* The extent at `slot` becomes [to, to + n), which has a slot in common with it, and the head of its
+ * bin. The large extent that everyone takes from and gives to is that already, time and again. */
+static void extent_change(ideft_pool_t *pool, uint32_t slot, uint32_t to, uint32_t n)
+{
+    const uint32_t have = extent_length(pool, slot), b = bin_of(n);
+    if (pool->bin[b] != slot) {
+        extent_unlink(pool, slot);
+        extent_link(pool, to, n);
+        return;
+    }
+    const uint32_t next = pool->slot[slot].next, last = to + n - 1;
+    clear_edge(pool, slot);
+    set_edge(pool, to);
+    if (last != slot + have - 1) {
+        clear_edge(pool, slot + have - 1);
+        set_edge(pool, last);
+    }
+    pool->slot[to].length = n | FREE;
+    pool->slot[to].next = next;
+    pool->slot[to].prev = IDEFT_NONE;
+    pool->slot[to].extent = pool->slot[last].extent = to;
+    if (next != IDEFT_NONE)
+        pool->slot[next].prev = to;
+    pool->bin[b] = to;
 }
 
 ideft_pool_t *ideft_pool_make(ideft_host_t *host, uint32_t n_slots)
@@ -172,11 +196,17 @@ static uint32_t large_extent(const ideft_pool_t *pool)
 static uint32_t take_inside(ideft_pool_t *pool, uint32_t extent, uint32_t skip, uint32_t n,
                             uint32_t *slot_p)
 {
-    const uint32_t have = extent_unlink(pool, extent), got = have - skip < n ? have - skip : n;
-    if (skip > 0)
-        extent_link(pool, extent, skip);
-    if (have > skip + got)
-        extent_link(pool, extent + skip + got, have - skip - got);
+    const uint32_t have = extent_length(pool, extent), got = ideft_min(have - skip, n);
+    const uint32_t left = have - skip - got;
+    if (skip == 0 && left > 0) {
+        extent_change(pool, extent, extent + got, left);
+    } else {
+        extent_unlink(pool, extent);
+        if (skip > 0)
+            extent_link(pool, extent, skip);
+        if (left > 0)
+            extent_link(pool, extent + skip + got, left);
+    }
     pool->n_free -= got;
     *slot_p = extent + skip;
     return got;
@@ -221,11 +251,7 @@ uint32_t ideft_pool_take_at(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 {
     if (ideft_pool_room(pool, slot) == 0)
         return 0;
-    const uint32_t have = extent_unlink(pool, slot), got = have < n ? have : n;
-    if (have > got)
-        extent_link(pool, slot + got, have - got);
-    pool->n_free -= got;
-    return got;
+    return take_inside(pool, slot, 0, n, &slot);
 }
 
 uint32_t ideft_pool_largest(const ideft_pool_t *pool)
@@ -249,15 +275,17 @@ uint32_t ideft_pool_next_free(const ideft_pool_t *pool, uint32_t slot)
 /* They join the free extents that they adjoin. */
 void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 {
+    const bool joins_after = slot + n < pool->n_slots && is_edge(pool, slot + n);
     pool->n_free += n;
     if (slot > 0 && is_edge(pool, slot - 1)) {
         const uint32_t before = pool->slot[slot - 1].extent;
-        n += extent_unlink(pool, before);
-        slot = before;
+        n += joins_after ? extent_unlink(pool, slot + n) : 0;
+        extent_change(pool, before, before, slot - before + n);
+    } else if (joins_after) {
+        extent_change(pool, slot + n, slot, n + extent_length(pool, slot + n));
+    } else {
+        extent_link(pool, slot, n);
     }
-    if (slot + n < pool->n_slots && is_edge(pool, slot + n))
-        n += extent_unlink(pool, slot + n);
-    extent_link(pool, slot, n);
 }
 
 /* ---- spans ---------------------------------------------------------------------------------- */

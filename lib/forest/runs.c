@@ -90,8 +90,9 @@ void ideft_runs_drop(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n)
     mark_end(pool, runs);
 }
 
-/* As many of n tokens as there are free slots right after the last run. */
-static uint32_t grow_in_place(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n)
+/* Give tokens the free slots right after the last run, as many of n as there are. */
+static uint32_t grow_in_place(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n,
+                              const int32_t *tokens)
 {
     if (runs->n == 0)
         return 0;
@@ -99,6 +100,7 @@ static uint32_t grow_in_place(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n
     if (got > 0) {
         /* another owner may have cut the last span since */
         runs->last_span = ideft_span_extend(pool, runs->last_span, end, got);
+        ideft_pool_set_tokens(pool, end, got, tokens);
         array_of(runs)[runs->n - 1].n += got;
         runs->len += got;
     }
@@ -109,45 +111,33 @@ static uint32_t grow_in_place(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n
  * pack densely: draft trees stay together. A node that grows on gets its next run in the middle of
  * free space, where it can go on growing while its siblings do so elsewhere: nothing is set aside,
  * and still a long node has few runs. */
-static uint32_t grow_apart(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n)
+static uint32_t grow_apart(ideft_pool_t *pool, ideft_runs_t *runs, uint32_t n,
+                           const int32_t *tokens)
 {
     uint32_t slot;
     const uint32_t got = runs->len == 0 ? ideft_pool_take(pool, n, &slot)
                                         : ideft_pool_take_apart(pool, n, &slot);
     ideft_span_make(pool, slot, got);
+    ideft_pool_set_tokens(pool, slot, got, tokens);
     array_of(runs)[runs->n++] = (ideft_run_t){ slot, got };
     runs->last_span = slot;
     runs->len += got;
     return got;
 }
 
-static void set_ids(ideft_pool_t *pool, const ideft_runs_t *runs, uint32_t from,
-                    const int32_t *tokens)
-{
-    const ideft_run_t *run = &ideft_runs_at(runs)[runs->n];
-    for (uint32_t end = runs->len; end > from;) {
-        run--;
-        const uint32_t n = ideft_min(run->n, end - from);
-        end -= n;
-        ideft_pool_set_tokens(pool, run->slot + run->n - n, n,
-                              tokens != NULL ? tokens + (end - from) : NULL);
-    }
-}
-
 deft_status_t ideft_runs_append(ideft_host_t *host, ideft_pool_t *pool, ideft_runs_t *runs,
                                 uint32_t n, const int32_t *tokens)
 {
     const uint32_t before = runs->len;
-    uint32_t left = n - grow_in_place(pool, runs, n);
-    while (left > 0) {
+    uint32_t done = grow_in_place(pool, runs, n, tokens);
+    while (done < n) {
         const deft_status_t status = ideft_runs_reserve(host, runs, runs->n + 1);
         if (status != DEFT_OK) {
             ideft_runs_shrink(pool, runs, before);
             return status;
         }
-        left -= grow_apart(pool, runs, left);
+        done += grow_apart(pool, runs, n - done, tokens == NULL ? NULL : tokens + done);
     }
-    set_ids(pool, runs, before, tokens);
     return DEFT_OK;
 }
 

@@ -13,12 +13,12 @@ typedef struct ideft_run {
 
 /* len == sum of the runs' n.  cap 0: `one` is the run, else `many` has room for cap of them. */
 typedef struct ideft_runs {
+    uint32_t len, n, cap;
+    uint32_t last_span; /* first slot of a span near the end of the last run; valid while len > 0 */
     union {
         ideft_run_t one;
         ideft_run_t *many;
     };
-    uint32_t n, cap, len;
-    uint32_t last_span; /* first slot of a span near the end of the last run; valid while len > 0 */
 } ideft_runs_t;
 
 static inline const ideft_run_t *ideft_runs_at(const ideft_runs_t *runs)
