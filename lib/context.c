@@ -20,15 +20,16 @@ static deft_status_t refuse(const deft_config_t *config, deft_status_t status, c
 /* The caller's struct in ours: a shorter one leaves defaults, a longer one must end in zeros. */
 static deft_status_t read_config(const deft_config_t *from, deft_config_t *config)
 {
-    if (from == NULL || from->struct_size < offsetof(deft_config_t, pool_tokens) ||
-        from->struct_size > 65536)
-        return DEFT_ERR_INVAL;
-    const size_t size = from->struct_size < sizeof(*config) ? from->struct_size : sizeof(*config);
     memset(config, 0, sizeof(*config));
+    if (from == NULL || !ideft_is_struct_size(from->struct_size) ||
+        from->struct_size < offsetof(deft_config_t, pool_tokens))
+        return DEFT_ERR_INVAL; /* where its log would be is not known */
+    const size_t size = from->struct_size < sizeof(*config) ? from->struct_size : sizeof(*config);
     memcpy(config, from, size);
     for (size_t i = size; i < from->struct_size; i++)
         if (((const unsigned char *)from)[i] != 0)
-            return DEFT_ERR_INVAL;
+            return refuse(config, DEFT_ERR_INVAL,
+                          "the configuration has fields that this version does not know");
     return DEFT_OK;
 }
 
@@ -121,17 +122,29 @@ static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
     return DEFT_OK;
 }
 
-/* Try a device that AUTO could do without: why it cannot be had is no error then. */
+/* Could another device serve in place of one that cannot be made? */
+static bool is_wanting(deft_status_t status)
+{
+    return status == DEFT_ERR_NODEVICE || status == DEFT_ERR_UNSUPPORTED;
+}
+
+/* Try a device that AUTO could do without: that it cannot be had is no error then. */
 static deft_status_t try_device(deft_ctx_t *ctx, const ideft_device_ops_t *ops,
                                 const deft_config_t *c)
 {
+    char text[sizeof(ctx->host.error) + 64];
     const deft_log_fn log = ctx->host.log;
     ctx->host.log = NULL;
     const deft_status_t status =
         ops->create(&ctx->host, &ctx->geometry, c, &ctx->device, &ctx->facts);
     ctx->host.log = log;
-    if (status != DEFT_OK)
-        ideft_log(&ctx->host, DEFT_LOG_WARN, ctx->host.error);
+    if (is_wanting(status)) {
+        snprintf(text, sizeof(text), "going on without %s: %s", ops->name, ctx->host.error);
+        ideft_log(&ctx->host, DEFT_LOG_WARN, text);
+        ctx->host.error[0] = '\0';
+    } else if (status != DEFT_OK) {
+        ideft_log(&ctx->host, DEFT_LOG_ERROR, ctx->host.error);
+    }
     return status;
 }
 
@@ -145,9 +158,8 @@ static deft_status_t make_device(deft_ctx_t *ctx, const deft_config_t *c)
         if (named || last)
             return (*ops)->create(&ctx->host, &ctx->geometry, c, &ctx->device, &ctx->facts);
         const deft_status_t status = try_device(ctx, *ops, c);
-        if (status != DEFT_ERR_NODEVICE && status != DEFT_ERR_UNSUPPORTED)
+        if (!is_wanting(status))
             return status;
-        ctx->host.error[0] = '\0';
     }
     return DEFT_ERR_NODEVICE; /* the last one suits everything */
 }

@@ -14,7 +14,7 @@
 
 #include "deft/cuda.h"
 
-#include "forest/forest.h"
+#include "forest/move.h"
 #include "format/geometry.h"
 #include "plan/cost.h"
 #include "plan/plan.h"
@@ -52,7 +52,7 @@ static inline bool ideft_stops(const ideft_stop_t *stop)
 }
 
 struct ideft_device_ops {
-    const char *name;
+    const char *name; /* for the log */
     deft_device_t kind;
     /* Would AUTO try this device for such a configuration? */
     bool (*suits)(const deft_config_t *config);
@@ -81,7 +81,7 @@ struct ideft_device_ops {
     const ideft_stream_ops_t *stream;
 };
 
-/* What a device with a stream of the caller's has beside. */
+/* What a device with a stream of the caller's has besides. */
 struct ideft_stream_ops {
     void (*set_stream)(ideft_device_t *device, struct CUstream_st *stream);
     /* Room for plans of so many rows over nodes of so many runs; 0: none is promised. */

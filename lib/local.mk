@@ -10,7 +10,7 @@ deft_isa_cflags = $(DEFT_CFLAGS) -O3
 deft_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/threads.c lib/base/threads.h \
 	lib/base/vec.c lib/base/vec.h
 deft_format = lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h
-deft_forest = lib/forest/compact.c lib/forest/forest.h lib/forest/grow.c lib/forest/lookup.c \
+deft_forest = lib/forest/compact.c lib/forest/forest.h lib/forest/grow.c lib/forest/lookup.c lib/forest/move.h \
 	lib/forest/nodes.c lib/forest/pool.c lib/forest/pool.h lib/forest/runs.c lib/forest/runs.h \
 	lib/forest/selfcheck.c lib/forest/shrink.c
 deft_plan = lib/plan/cost.c lib/plan/cost.h lib/plan/order.c lib/plan/patch.c lib/plan/plan.h \

@@ -24,8 +24,10 @@ static bool is_open(deft_step_t step)
 
 deft_status_t ideft_need_open(deft_step_t step)
 {
-    if (step.ctx == NULL || step.number == 0)
+    if (step.ctx == NULL)
         return DEFT_ERR_INVAL;
+    if (step.number == 0)
+        return ideft_fail(&step.ctx->host, DEFT_ERR_INVAL, "the handle is of no step");
     if (!is_open(step))
         return ideft_fail(&step.ctx->host, DEFT_ERR_STALE, "step %llu has ended",
                           (unsigned long long)step.number);

@@ -197,20 +197,12 @@ deft_status_t deft_tree_evict(deft_tree_t *tree, deft_node_t handle, size_t n)
 
 deft_status_t deft_tree_evict_unseen(deft_tree_t *tree, size_t *freed_p)
 {
-    size_t freed = 0;
     if (tree == NULL)
         return DEFT_ERR_INVAL;
     deft_ctx_t *ctx = ideft_ctx_of(tree);
     IDEFT_TRY(ideft_need_closed(ctx));
     const uint32_t window = ctx->geometry.max_window;
-    for (uint32_t at = window == 0 ? 0 : tree->root; at != 0;
-         at = ideft_node_after(&ctx->forest, tree->root, at)) {
-        /* The first row to come at or below the node follows its computed tokens, and sees window -
-         * 1 of them. */
-        const uint32_t computed = ideft_node(&ctx->forest, at)->computed;
-        if (computed >= window)
-            freed += ideft_tree_evict(tree, at, computed - window + 1);
-    }
+    const size_t freed = window == 0 ? 0 : ideft_tree_evict_unseen(tree, window);
     if (freed_p != NULL)
         *freed_p = freed;
     return checked(ctx);

@@ -67,7 +67,7 @@ deft_status_t ideft_give(ideft_host_t *host, void *out, const void *full, size_t
                          const char *what)
 {
     size_t size;
-    if (out == NULL || (memcpy(&size, out, sizeof(size)), size < sizeof(size)) || size > 4096)
+    if (out == NULL || (memcpy(&size, out, sizeof(size)), !ideft_is_struct_size(size)))
         return ideft_fail(host, DEFT_ERR_INVAL, "%s has no struct_size", what);
     memcpy((char *)out + sizeof(size), (const char *)full + sizeof(size),
            (size < full_size ? size : full_size) - sizeof(size));

@@ -42,6 +42,11 @@ deft_status_t ideft_fail(ideft_host_t *host, deft_status_t status, const char *f
     __attribute__((format(printf, 3, 4)));
 /* A line for the log alone. */
 void ideft_log(ideft_host_t *host, deft_log_level_t level, const char *text);
+/* Could a struct of the public headers have this size? A size that ends inside a field could not. */
+static inline bool ideft_is_struct_size(size_t size)
+{
+    return size >= sizeof(size) && size <= 65536 && size % _Alignof(uint64_t) == 0;
+}
 /* The handshake of every struct that the library fills: as much of `full` as the caller's struct
  * has room for, which begins with its struct_size. DEFT_ERR_INVAL: it has none; nothing is
  * written. */

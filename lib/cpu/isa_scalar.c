@@ -27,8 +27,7 @@ static void row_over_group(const ideft_attn_t *attn, const ideft_group_t *group,
     const ideft_geometry_t *g = attn->geom;
     const deft_dtype_t type = g->format.element;
     const ideft_row_t *row = &attn->plan->row[r];
-    const unsigned char *k = attn->k + head * attn->head_bytes,
-                        *v = attn->v + head * attn->head_bytes;
+    const unsigned char *k = attn->k + head * attn->k_bytes, *v = attn->v + head * attn->v_bytes;
     const float *q = attn->q + ((size_t)row->token * g->H + q_head) * g->D;
     double m = -INFINITY, sum = 0, o[256] = { 0 };
     float out[256];

@@ -15,7 +15,7 @@ typedef struct ideft_attn {
     const ideft_geometry_t *geom;
     const ideft_plan_t *plan;
     const unsigned char *k, *v; /* planes of the layer */
-    size_t head_bytes;          /* from one KV head's plane to the next */
+    size_t k_bytes, v_bytes;    /* from one KV head's plane to the next */
     uint32_t window;            /* of the layer, 0: none */
     const float *q;             /* [n_row][H][D] in the caller's order */
     float *o;

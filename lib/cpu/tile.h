@@ -26,7 +26,7 @@
 
 #include "kernel.h"
 
-#define TILE 64u
+#define TILE IDEFT_TILE_TOKENS
 #define TILE_ROWS 128u
 #define MAX_D 256u
 #define MAX_CHAIN 128u        /* products that a score sums up one after the other */
@@ -706,8 +706,8 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
     const ideft_geometry_t *g = attn->geom;
     const ideft_group_t *group = &attn->plan->group[index];
     work_t w = { .attn = attn,
-                 .k = attn->k + head * attn->head_bytes,
-                 .v = attn->v + head * attn->head_bytes,
+                 .k = attn->k + head * attn->k_bytes,
+                 .v = attn->v + head * attn->v_bytes,
                  .sc = scratch,
                  .D = g->D,
                  .type = g->format.element };

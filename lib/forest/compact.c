@@ -85,7 +85,7 @@ static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t
         ideft_node_free(tree, up);
     }
     IDEFT_ASSERT(at == 0);
-    ideft_runs_join(&node->runs);
+    ideft_runs_join(forest->pool, &node->runs);
     forest->topology++;
 }
 

@@ -23,6 +23,7 @@
 #define IDEFT_FOREST_H
 
 #include "../base/vec.h"
+#include "move.h"
 #include "runs.h"
 
 #define IDEFT_MAX_NODES ((uint32_t)1 << 30)
@@ -65,9 +66,8 @@ struct ideft_forest {
     void *owner; /* what the forest is part of: handed on, never followed */
     ideft_pool_t *pool;
     deft_node_hooks_t hooks;
-    IDEFT_VEC(ideft_node_t *)
-    chunk;                            /* node i is chunk[i >> BITS][i & MASK]; NULL: trimmed.
-                                        Node 0 is never used. */
+    /* node i is chunk[i >> BITS][i & MASK]; NULL: trimmed. Node 0 is never used. */
+    IDEFT_VEC(ideft_node_t *) chunk;
     uint32_t free_node, next_node;    /* free list; first index never used */
     uint32_t first_gen;               /* nodes of new chunks begin above it */
     size_t n_trimmed;                 /* chunks that are NULL */
@@ -171,13 +171,10 @@ void ideft_tree_commit(deft_tree_t *tree, uint32_t index, bool keep_below);
 /* Give back the first n tokens of a node, as far as it has not. Returns how many slots came
  * free. */
 uint32_t ideft_tree_evict(deft_tree_t *tree, uint32_t index, uint32_t n);
+/* The same of every token that no row to come can see, where each sees the last `window`. */
+size_t ideft_tree_evict_unseen(deft_tree_t *tree, uint32_t window);
 
 /* ---- compact.c ------------------------------------------------------------------------------- */
-
-/* n tokens from slot to slot. */
-typedef struct ideft_move {
-    uint32_t from, to, n;
-} ideft_move_t;
 
 /* Takes moves whose slots are disjoint; calls follow each other in order. */
 typedef deft_status_t (*ideft_carry_fn)(void *arg, const ideft_move_t *moves, uint32_t n);

@@ -328,6 +328,19 @@ uint32_t ideft_span_last(const ideft_pool_t *pool, uint32_t slot, uint32_t n)
     return slot;
 }
 
+void ideft_span_merge(ideft_pool_t *pool, uint32_t slot, uint32_t n)
+{
+    const uint32_t end = slot + n;
+    while (slot < end) {
+        slot_t *span = &pool->slot[slot];
+        const uint32_t next = slot + span->length;
+        if (next < end && span->owners == 1 && pool->slot[next].owners == 1)
+            span->length += pool->slot[next].length;
+        else
+            slot = next;
+    }
+}
+
 void ideft_span_ref(ideft_pool_t *pool, uint32_t slot, uint32_t n)
 {
     for (const uint32_t end = slot + n; slot < end; slot += pool->slot[slot].length)

@@ -44,8 +44,7 @@ void ideft_pool_give(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* Length of a large extent: at most a quarter shorter than the largest; 0 when nothing is free. */
 uint32_t ideft_pool_largest(const ideft_pool_t *pool);
 
-/* ---- spans of [slot, slot + n), which must be a whole number of them but for ideft_span_cut's
- * ---- */
+/* ---- spans of [slot, slot + n), a whole number of them (but for ideft_span_cut) ---- */
 
 /* Slots that were taken become a span with one owner. */
 void ideft_span_make(ideft_pool_t *pool, uint32_t slot, uint32_t n);
@@ -57,6 +56,8 @@ uint32_t ideft_span_extend(ideft_pool_t *pool, uint32_t near, uint32_t slot, uin
 void ideft_span_cut(ideft_pool_t *pool, uint32_t slot, uint32_t at);
 /* First slot of the span that ends [slot, slot + n). */
 uint32_t ideft_span_last(const ideft_pool_t *pool, uint32_t slot, uint32_t n);
+/* Those that adjoin and have one owner, which is that of the run, become one. */
+void ideft_span_merge(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* One more owner of each. */
 void ideft_span_ref(ideft_pool_t *pool, uint32_t slot, uint32_t n);
 /* One owner less; a span without one becomes free. */

@@ -187,7 +187,7 @@ void ideft_runs_forget(ideft_runs_t *runs)
     runs->n = runs->len = 0;
 }
 
-void ideft_runs_join(ideft_runs_t *runs)
+void ideft_runs_join(ideft_pool_t *pool, ideft_runs_t *runs)
 {
     ideft_run_t *array = array_of(runs);
     uint32_t n = 0;
@@ -198,6 +198,9 @@ void ideft_runs_join(ideft_runs_t *runs)
             array[n++] = array[i];
     }
     runs->n = n;
+    for (uint32_t i = 0; i < n; i++)
+        ideft_span_merge(pool, array[i].slot, array[i].n);
+    mark_end(pool, runs);
 }
 
 void ideft_runs_replace(ideft_runs_t *runs, uint32_t begin, uint32_t end, uint32_t slot, uint32_t n)

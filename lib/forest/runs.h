@@ -70,8 +70,8 @@ void ideft_runs_open(ideft_runs_t *runs, uint32_t n);
 uint32_t ideft_runs_put(ideft_runs_t *runs, uint32_t at, const ideft_runs_t *from);
 /* The tokens belong to another list now. */
 void ideft_runs_forget(ideft_runs_t *runs);
-/* One run of those that adjoin. */
-void ideft_runs_join(ideft_runs_t *runs);
+/* One run of those that adjoin, in as few spans as can be. */
+void ideft_runs_join(ideft_pool_t *pool, ideft_runs_t *runs);
 
 /* Runs [begin, end) of the list become one, of the tokens at [slot, slot + n), which are owned. It
  * becomes part of the run before where it adjoins. */

@@ -75,6 +75,20 @@ uint32_t ideft_tree_evict(deft_tree_t *tree, uint32_t index, uint32_t n)
     return ideft_pool_vacant(forest->pool) - vacant;
 }
 
+size_t ideft_tree_evict_unseen(deft_tree_t *tree, uint32_t window)
+{
+    const ideft_forest_t *forest = tree->forest;
+    size_t freed = 0;
+    for (uint32_t at = tree->root; at != 0; at = ideft_node_after(forest, tree->root, at)) {
+        /* The first row to come at or below the node follows its computed tokens, and sees window -
+         * 1 of them. */
+        const uint32_t computed = ideft_node(forest, at)->computed;
+        if (computed >= window)
+            freed += ideft_tree_evict(tree, at, computed - window + 1);
+    }
+    return freed;
+}
+
 void ideft_tree_free(deft_tree_t *tree)
 {
     ideft_forest_t *forest = tree->forest;

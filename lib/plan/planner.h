@@ -74,9 +74,9 @@ typedef struct ideft_planner {
     IDEFT_VEC(ideft_active_t) active;
     IDEFT_VEC(ideft_visit_t) visit;
     IDEFT_VEC(uint32_t) list; /* scratch: a path, the visits of a tile */
-    IDEFT_VEC(uint32_t)
-    mark; /* by node: its visit (or active), if that is of this node. Entries of
-                                 other nodes are stale (Briggs and Torczon's sparse set, 1993). */
+    /* by node: its visit (or active), if that is of this node. Entries of other nodes are stale
+     * (Briggs and Torczon's sparse set, 1993). */
+    IDEFT_VEC(uint32_t) mark;
     /* what the plan was made for */
     uint64_t topology;
     deft_split_t split;

@@ -55,6 +55,9 @@ awk '
     }
     function layer(file) { sub(/[^\/]*$/, "", file); return file }
     place($3) > place($1) { print $1 ":" $2 ": includes " $3 " of a higher layer" }
+    (place($1) == 4 || place($1) == 5) && $3 ~ /^lib\/forest\// && $3 != "lib/forest/move.h" {
+        print $1 ":" $2 ": includes " $3 ", and a device never sees a tree"
+    }
     place($3) == place($1) && place($1) != 6 && layer($3) != layer($1) {
         print $1 ":" $2 ": includes " $3 " of a layer beside it"
     }' "$work/edges" >"$work/wrong"

@@ -28,6 +28,8 @@ START_TEST(test_ctx_create_refuses_bad_configs)
     ck_assert_int_eq(deft_ctx_create(&good, NULL), DEFT_ERR_INVAL);
     BAD(struct_size, 0, DEFT_ERR_INVAL);
     BAD(struct_size, 8, DEFT_ERR_INVAL);
+    BAD(struct_size, sizeof(cfg) - 4, DEFT_ERR_INVAL); /* ends inside a field */
+    BAD(struct_size, 65544, DEFT_ERR_INVAL);
     BAD(flags, 2, DEFT_ERR_INVAL);
     BAD(flags, UINT64_C(1) << 63, DEFT_ERR_INVAL);
     BAD(device, (deft_device_t)77, DEFT_ERR_INVAL);
@@ -127,6 +129,8 @@ START_TEST(test_ctx_info_tells_what_was_made)
     ck_assert_int_eq(deft_ctx_info(NULL, &partial), DEFT_ERR_INVAL);
     partial.struct_size = 0;
     ck_assert_int_eq(deft_ctx_info(w->ctx, &partial), DEFT_ERR_INVAL);
+    partial.struct_size = sizeof(partial) - 4;
+    ck_assert_int_eq(deft_ctx_info(w->ctx, &partial), DEFT_ERR_INVAL);
     ck_assert_uint_eq(partial.n_threads, 0x77777777);
 }
 END_TEST
@@ -135,10 +139,12 @@ END_TEST
 
 static char log_lines[4096];
 
+/* arg: NULL, or where the level of the last line goes. */
 static void keep_lines(void *arg, deft_log_level_t level, const char *text)
 {
-    (void)arg;
-    (void)level;
+    if (arg != NULL) {
+        *(deft_log_level_t *)arg = level;
+    }
     strncat(log_lines, text, sizeof(log_lines) - strlen(log_lines) - 2);
     strcat(log_lines, "\n");
 }
@@ -148,16 +154,19 @@ START_TEST(test_ctx_without_a_gpu_is_told_or_goes_on_with_the_cpu)
     deft_config_t cfg = t_config(100);
     deft_ctx_t *ctx = NULL;
     deft_info_t info = { .struct_size = sizeof(info) };
+    deft_log_level_t level = DEFT_LOG_DEFAULT;
 
     if (dev_there()) {
         return; /* test_cuda has its tests */
     }
     cfg.log = keep_lines;
+    cfg.log_arg = &level;
     cfg.device = DEFT_DEVICE_CUDA;
     cfg.kv_type = DEFT_F16;
     ck_assert_int_eq(deft_ctx_create(&cfg, &ctx), DEFT_ERR_NODEVICE);
     ck_assert_ptr_null(ctx);
     ck_assert_str_ne(log_lines, "");
+    ck_assert_int_eq(level, DEFT_LOG_ERROR);
     log_lines[0] = '\0';
     cfg.device = DEFT_DEVICE_AUTO;
     cfg.act_type = DEFT_F16; /* what says that the caller is prepared for a GPU */
@@ -167,7 +176,8 @@ START_TEST(test_ctx_without_a_gpu_is_told_or_goes_on_with_the_cpu)
     ck_assert_int_eq(info.act_type, DEFT_F16);
     ck_assert_str_eq(deft_last_error(ctx), "");
 #ifdef HAVE_CUDA
-    ck_assert_str_ne(log_lines, ""); /* a warning */
+    ck_assert_ptr_nonnull(strstr(log_lines, "going on without cuda: "));
+    ck_assert_int_eq(level, DEFT_LOG_WARN);
 #else
     ck_assert_str_eq(log_lines, "");
 #endif
@@ -282,6 +292,17 @@ START_TEST(test_ctx_create_logs_why_it_failed)
     T_STATUS(deft_ctx_create(&cfg, &ctx), DEFT_ERR_UNSUPPORTED);
     ck_assert_uint_eq(n_lines[DEFT_LOG_ERROR], 1);
     ck_assert_ptr_nonnull(strstr(last_line[DEFT_LOG_ERROR], "head_dim"));
+
+    struct {
+        deft_config_t cfg;
+        uint64_t newer;
+    } longer = { .cfg = cfg, .newer = 1 };
+
+    longer.cfg.head_dim = 64;
+    longer.cfg.struct_size = sizeof(longer);
+    T_STATUS(deft_ctx_create(&longer.cfg, &ctx), DEFT_ERR_INVAL);
+    ck_assert_uint_eq(n_lines[DEFT_LOG_ERROR], 2);
+    ck_assert_ptr_nonnull(strstr(last_line[DEFT_LOG_ERROR], "fields"));
 }
 END_TEST
 

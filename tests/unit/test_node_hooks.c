@@ -541,6 +541,22 @@ static void clones_of_the_node(void)
     rig_close(&r);
 }
 
+/* A call that lacks slots has cloned nothing. */
+static void full_pool(void)
+{
+    static rig_t r;
+    deft_node_t out[5];
+
+    t_note("a full pool");
+    rig_open(&r, 1);
+    add_tree(&r);
+    T_OK(deft_tree_append(r.tree[0], deft_tree_root(r.tree[0]), POOL - 2, NULL));
+    T_OK(deft_tree_set_user(r.tree[0], deft_tree_root(r.tree[0]), state_new(&r.h, 77)));
+    T_UNCHANGED(r.ctx, &r.tree[0], 1, do_fork_append(&r, out), DEFT_ERR_NOSPACE, DEFT_ERR_NOSPACE);
+    T_CHECK(r.h.clones == 0 && r.h.live == 1, "%zu clones", r.h.clones);
+    rig_close(&r);
+}
+
 /* ---- parts of the hooks ---- */
 
 static void partial_hooks(void)
@@ -593,5 +609,6 @@ int main(void)
     partial_hooks();
     random_operations(t_seed(4711));
     clones_of_the_node();
+    full_pool();
     return 0;
 }

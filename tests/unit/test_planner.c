@@ -51,7 +51,7 @@ static const ideft_machine_t machines[] = {
       .half_cost = 3 },
 };
 
-static void rig_open(rig_t *r, uint64_t seed, size_t machine, uint32_t window)
+static void rig_open_slots(rig_t *r, uint32_t slots, uint64_t seed, size_t machine, uint32_t window)
 {
     static uint32_t windows[1];
     deft_config_t cfg = DEFT_CONFIG_INIT;
@@ -61,7 +61,7 @@ static void rig_open(rig_t *r, uint64_t seed, size_t machine, uint32_t window)
     t_mem_init(&r->mem);
     cfg.allocator = t_mem_hook(&r->mem);
     ideft_host_init(&r->host, &cfg);
-    T_OK(ideft_forest_init(&r->forest, &r->host, SLOTS, &cfg.hooks));
+    T_OK(ideft_forest_init(&r->forest, &r->host, slots, &cfg.hooks));
     windows[0] = window;
     r->geometry = (ideft_geometry_t){ .n_layers = 1,
                                       .H = 4,
@@ -75,6 +75,11 @@ static void rig_open(rig_t *r, uint64_t seed, size_t machine, uint32_t window)
     ideft_planner_init(&r->planner, &r->host, &r->forest, &r->geometry, &machines[machine]);
     T_OK(ideft_tree_new(&r->forest, &r->tree[0]));
     T_OK(ideft_tree_new(&r->forest, &r->tree[1]));
+}
+
+static void rig_open(rig_t *r, uint64_t seed, size_t machine, uint32_t window)
+{
+    rig_open_slots(r, SLOTS, seed, machine, window);
 }
 
 static void rig_close(rig_t *r)
@@ -434,11 +439,31 @@ START_TEST(test_planner_refuses_what_cannot_be_planned)
 }
 END_TEST
 
+/* Each of 94,000 rows of one node meets a group for every token before its own: 4.4e9 partials, and
+ * 2^32 can be numbered. In fewer groups the same rows are planned. */
+START_TEST(test_planner_refuses_more_partials_than_it_can_number)
+{
+    enum { ROWS = 94000 };
+    static rig_t r;
+    ideft_ask_t ask = { .split = DEFT_SPLIT_NODE_CHUNK, .chunk_tokens = 1 };
+
+    rig_open_slots(&r, ROWS, 1, 0, 0);
+    append(&r, r.tree[0], r.tree[0]->root, ROWS);
+    T_STATUS(ideft_plan_make(&r.planner, &ask), DEFT_ERR_LIMIT);
+    ck_assert_ptr_nonnull(strstr(r.host.error, "partials"));
+    ask.chunk_tokens = ROWS;
+    T_OK(ideft_plan_make(&r.planner, &ask));
+    ck_assert_uint_eq(r.planner.plan.n_parts, 0);
+    rig_close(&r);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
         test_planner_rows_meet_their_paths_once,
         test_planner_refuses_what_cannot_be_planned,
+        test_planner_refuses_more_partials_than_it_can_number,
     };
 
     return suite_run("planner", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));

@@ -350,6 +350,8 @@ START_TEST(test_step_calls_check_their_order)
     world_verify(lw);
     T_STATUS(deft_step_end(none), DEFT_ERR_INVAL);
     T_STATUS(deft_step_write(none, 0, zeros, zeros), DEFT_ERR_INVAL);
+    T_STATUS(deft_step_write((deft_step_t){ lw->ctx, 0 }, 0, zeros, zeros), DEFT_ERR_INVAL);
+    ck_assert_ptr_nonnull(strstr(deft_last_error(lw->ctx), "of no step"));
     T_STATUS(deft_step_attend(none, 0, zeros, outputs), DEFT_ERR_INVAL);
     T_STATUS(deft_step_stats(none, &(deft_step_stats_t){ .struct_size = 8 }), DEFT_ERR_INVAL);
     ck_assert_uint_eq(deft_step_tokens(none), 0);
