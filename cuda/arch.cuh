@@ -7,7 +7,7 @@
  *
  * Both use the same layout of shared memory, the same fragments and the same order of work.
  *
- * Each gives, beside the facts below (as arch::...):
+ * Each gives, besides the facts below (as arch::...):
  *
  *   wait_for_kernel_before, let_next_kernel_start   programmatic dependent launch
  *   mbarrier_wait             until the phase of this parity is complete
@@ -27,7 +27,7 @@
 #include "ptx.cuh"
 #include "tile.cuh"
 
-/* Two warpgroups compute. The producing warps come behind them in the block. */
+/* Two warpgroups compute. The producing warps come after them in the block. */
 constexpr int CONSUMERS = 256;
 
 /* What host code and the layout of shared memory have to know of an architecture. The host sees

@@ -100,7 +100,7 @@ static void cuda_destroy(ideft_device_t *device)
 }
 
 /* Costs in units of 8 clocks: a token takes a multiprocessor 30 clocks with two warpgroups of rows,
- * 20 with one whose tiles they share; a unit 1,500 beside its tokens; partials a second launch and
+ * 20 with one whose tiles they share; a unit 1,500 besides its tokens; partials a second launch and
  * their reading. */
 static ideft_machine_t machine_of(const cuda_device_t *cuda)
 {

@@ -36,8 +36,8 @@ typedef struct ideft_plan_room {
 /* What captured graphs are bound to. */
 typedef struct ideft_graphs {
     bool captured; /* there may be one: the buffers stay where they are */
-    bool any_plan; /* it joins partials whether the plan that it is captured with has some or not */
-    size_t parts;  /* partials that it can take: 0 where it does not join */
+    bool any_plan; /* graphs join partials, whether the plan of their capture has some or not */
+    size_t parts;  /* partials that graphs have room for; 0: they do not join any */
 } ideft_graphs_t;
 
 typedef CUresult (*ideft_encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
@@ -63,10 +63,10 @@ typedef struct cuda_device {
     const void *merge, *write, *move;
     size_t shared_bytes;
     uint32_t stages, q_buffers;
-    /* where the copy engine serves: its maps, and the q that its are for */
-    ideft_encode_fn encode; /* NULL: it does not */
+    /* of the tensor copy engine */
+    ideft_encode_fn encode; /* makes its maps; NULL: it is not used */
     ideft_cuda_map_t box[IDEFT_BOXES], q_box[IDEFT_Q_BOXES];
-    const void *q;
+    const void *q; /* the buffer that q_box was made for */
     char name[64];
 } cuda_device_t;
 

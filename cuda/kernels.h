@@ -8,14 +8,15 @@
  *   positions   int32 [max_rows]   at fixed places, for kernels of the caller
  *   ids         int32 [max_rows]
  *   slots       uint32 [max_rows]
- *   records     [n_records] of record_bytes each: a group and one tile of its rows, dearest first
+ *   records     [n_records] of record_bytes each: a group and one tile of its rows; the most
+ *               expensive come first
  *   copies      ideft_cuda_copy_t [...]: what each tile of tokens is made of
  *   places      ideft_cuda_place_t [n_rows], for writing K and V
  *   part_begin  uint32 [n_rows + 1], partials of row r: part_list[part_begin[r] ...]
  *   part_list   uint32 [...]
  *
  * A unit of work is a record and a KV head. Normally unit u is record u / Hkv and head u % Hkv: a
- * block knows its first record before it has read anything, and the dearest records come first.
+ * block knows its first record before it has read anything, and the most expensive come first.
  * With by_head, it is record u % n_records and head u / n_records: units with the same head run at
  * the same time. That is used where records of few rows read the same KV, because blocks that ask
  * for the same lines at about the same time share the requests.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What producers tell consumers of units and tiles, beside the numbers themselves (tile_meta and
+/* What producers tell consumers of units and tiles, besides the numbers themselves (tile_meta and
  * unit_meta in shared_memory.cuh): written here, read in consume.cuh. */
 #ifndef IDEFT_METADATA_CUH
 #define IDEFT_METADATA_CUH

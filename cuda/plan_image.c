@@ -209,7 +209,7 @@ static bool put_tile(builder_t *b, cursor_t *cursor)
     return true;
 }
 
-/* Tiles that both warpgroups see first, then by turns tiles of one and of the other, so that both
+/* First the tiles that both warpgroups see, then those of one and of the other alternately: so both
  * are busy. A warpgroup looks for its next tile while it holds one: it must be at most two on, or
  * the ring of stages would stop. */
 static void put_tiles(builder_t *b, const ideft_group_t *group)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* What the warps of an attention block share: sizes of the tiles in shared memory, the ring of
- * stages that tiles pass through, and the mbarriers and metadata that lie behind the tiles.
+ * stages that tiles pass through, and the mbarriers and metadata that lie after the tiles.
  *
  * Shared memory, in this order:
  *

@@ -111,7 +111,7 @@ static deft_status_t branch(agent_t *a, deft_tree_t *tree, const int32_t *ids, s
 
 /* ---- answers ---- */
 
-/* Decode the answer behind the node into the conversation. 0, or -1: the engine stopped. */
+/* Decode the answer below the node into the conversation. 0, or -1: the engine stopped. */
 static int decode(agent_t *a, talk_t *t, deft_tree_t *tree, deft_node_t node)
 {
     const engine_output_t out = { .n = 1, .k = a->k, .top = a->top };

@@ -36,7 +36,7 @@ int game_is_won(const game_t *g);
 size_t game_moves(const game_t *g, game_move_t *moves);
 void game_play(game_t *g, const game_move_t *m);
 
-/* "13-9=4:4,4,10" behind g, as game_step_print() writes it: 0 and *m; -1: not a move here, or its
+/* "13-9=4:4,4,10" after g, as game_step_print() writes it: 0 and *m; -1: not a move here, or its
  * arithmetic or what it leaves is wrong. */
 int game_step_parse(const game_t *g, const char *text, game_move_t *m);
 size_t game_step_print(const game_t *g, const game_move_t *m, char *text, size_t size);

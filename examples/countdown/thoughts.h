@@ -73,7 +73,7 @@ void thoughts_note(thinker_t *t, proposal_t *p);
  * 2305.10601). 0, or -1. */
 int thoughts_evaluate(thinker_t *t, proposal_t *list, size_t n);
 
-/* The position behind a move that somebody else made: forked, written and computed. 0; -1: the
+/* The position after a move that somebody else made: forked, written and computed. 0; -1: the
  * engine stopped, or there is no room. */
 int thoughts_follow(thinker_t *t, const position_t *from, const game_move_t *move, position_t *to);
 

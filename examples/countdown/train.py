@@ -6,7 +6,7 @@
     python3 train.py lines.txt model.gguf [--minutes 4] [--dim 192] [--layers 6]
 
 A token is a number up to 999, one of three words, a sign, or the end of a line. The loss counts what
-comes behind the problem: steps, and values. Needs PyTorch, uses a GPU if there is one.
+comes after the problem: steps, and values. Needs PyTorch, uses a GPU if there is one.
 
 countdown.gguf is from 200,000 lines (generate train 1 200000), --minutes 26 --batch 256 --dim 128 --layers 3
 --heads 2 --ffn 384 --lr 3e-3, seed 1, on one core of a server CPU: 1,360 steps, loss 0.22.
@@ -92,7 +92,7 @@ class Llama(torch.nn.Module):
 
 
 def loss_of(model, rows):
-    """Of the tokens behind the problem's ';'."""
+    """Of the tokens after the problem's ';'."""
     ids = rows.clamp(min=0)
     logits = model(ids[:, :-1])
     want = rows[:, 1:].clone()

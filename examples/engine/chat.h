@@ -7,7 +7,7 @@
 
 #include "tokenizer.h"
 
-/* One user message, behind SmolLM2's default system message. ids_p: free() it. 0, or -1: out of
+/* One user message, after SmolLM2's default system message. ids_p: free() it. 0, or -1: out of
  * memory. */
 int chat_encode(const tokenizer_t *tok, const char *text, int raw, int32_t **ids_p, size_t *n_p);
 

@@ -30,7 +30,7 @@ typedef struct draft {
  * tokens. */
 void draft_lookup(draft_t *d, const int32_t *text, size_t n, size_t max, size_t length);
 
-/* What of a draft the model would say itself. top: [1 + d->n][k] candidates behind each token.
+/* What of a draft the model would say itself. top: [1 + d->n][k] candidates after each token.
  * Writes at most room tokens to ids, the last of which is no guess any more (or ends the text:
  * is_end); returns how many, and in *at_p the guess that was kept last (0: none). */
 size_t draft_accept(const draft_t *d, const candidate_t *top, size_t k, sampler_t *sampler,

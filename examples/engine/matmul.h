@@ -12,7 +12,7 @@
 #include "gguf.h"
 #include "workers.h"
 
-typedef struct matmul matmul_t; /* threads, and room for what a product needs beside x and y */
+typedef struct matmul matmul_t; /* threads, and room for what a product needs besides x and y */
 typedef struct matrix matrix_t; /* packed weights [n][k] */
 
 /* n_threads counts the caller. NULL: no memory or no threads. */

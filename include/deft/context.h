@@ -68,8 +68,7 @@ typedef enum deft_log_level_t {
     DEFT_LOG_ERROR = 1,   /**< a call failed for a reason that a correct program does not meet */
     DEFT_LOG_WARN = 2,    /**< the library goes on, but not as was asked for */
     DEFT_LOG_INFO = 3,    /**< once a context: what was chosen */
-    DEFT_LOG_DEBUG = 4 /**< results that a program handles: a full pool, a stale handle, nothing to
-                             compute, a cancelled step */
+    DEFT_LOG_DEBUG = 4    /**< results that a program handles: a full pool, a stale handle, ... */
 } deft_log_level_t;
 
 /** Takes one line of text without a newline. Called only from the thread that called the

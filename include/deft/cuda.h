@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/** @file deft/cuda.h  What a context on CUDA (deft_config_t.device) has beside the others: a
+/** @file deft/cuda.h  What a context on CUDA (deft_config_t.device) has besides: a
  *  stream, device pointers, and captured graphs. Needs no CUDA header. In a build without CUDA and
  *  on contexts on other devices every call here returns DEFT_ERR_UNSUPPORTED, once its arguments
  *  are found right.

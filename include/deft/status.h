@@ -10,10 +10,11 @@ DEFT_BEGIN_DECLS
 
 /** Every status: XX(name, value, text). Values never change.
  *  0 is success. -1..-19: the argument or the moment is at fault; -20..-39: a resource ran out, or
- *  the work was stopped. After both, every object is as it was before the call. -40..-59: the
- *  device failed; the context is lost, calls on it return the same code, and deft_ctx_destroy()
- *  still frees the host side. -60: an invariant of the library is broken (deft_tree_check()): a
- *  bug, please report it. */
+ *  the work was stopped. After both, every object is as it was before the call, but for the o of
+ *  an attention that was cancelled. -40..-59: there is no device, or it failed. After
+ *  DEFT_ERR_DEVICE the context is lost: calls that need the device return it again, those that read
+ *  or change trees work on, and deft_ctx_destroy() frees the host side. -60: an invariant of the
+ *  library is broken (deft_tree_check()): a bug, please report it. */
 #define DEFT_STATUS_MAP(XX)                                                           \
     XX(OK, 0, "success")                                                              \
     XX(ERR_INVAL, -1, "invalid argument")                                             \
@@ -24,7 +25,7 @@ DEFT_BEGIN_DECLS
     XX(ERR_UNSUPPORTED, -6, "not supported by this build or device")                  \
     XX(ERR_EMPTY, -7, "there is nothing to compute")                                  \
     XX(ERR_UNCOMPUTED, -8, "a token of the path is neither computed nor in the step") \
-    XX(ERR_NOMEM, -20, "out of host memory")                                          \
+    XX(ERR_NOMEM, -20, "out of memory")                                               \
     XX(ERR_NOSPACE, -21, "the KV pool is full")                                       \
     XX(ERR_LIMIT, -22, "a limit of the library is reached")                           \
     XX(ERR_CANCELLED, -23, "the step was cancelled")                                  \

@@ -49,14 +49,15 @@ typedef struct deft_rows_t {
 
 /** A row's output bits depend on its own path alone (its nodes, their lengths and their KV), not on
  *  the other rows, branches and trees of the step or of the context, nor on where the pool keeps
- *  the KV (on CUDA, while 64 tokens of a node in a row lie in at most 32 runs). Costs speed on
+ *  the KV (on CUDA, while 64 consecutive tokens of a node lie in at most 32 runs). Costs speed on
  *  trees of many short nodes: each node is a group of its own. */
 #define DEFT_STEP_INVARIANT UINT64_C(1)
 
 /** Open a step and plan it.
- *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most once.
- *                    NULL with n_rows 0: every token of every tree that is not yet computed, nodes
- *                    in the order in which they were first appended to since they were computed.
+ *  @param[in] rows   [n_rows] in the order in which q, k, v and o hold them; each node at most
+ *                    once. NULL with n_rows 0: every token of every tree that is not yet computed,
+ *                    nodes in the order in which they were first appended to since they were
+ *                    computed.
  *  @param[in] flags  0 or DEFT_STEP_INVARIANT.
  *  @param[out] step_p  ends with deft_step_end() or deft_step_abandon().
  *  @return DEFT_OK; DEFT_ERR_INVAL (a node twice, unknown flag, a tree of another context);
@@ -124,7 +125,7 @@ typedef enum deft_planned_t {
     DEFT_PLANNED_RECUT = 2    /**< the same, with its groups cut again */
 } deft_planned_t;
 
-/** What a step's plan moves, for one layer. All bytes are of the KV type. */
+/** What a step's plan moves, for one layer. */
 typedef struct deft_step_stats_t {
     size_t struct_size; /**< in: sizeof(deft_step_stats_t) */
     deft_split_t split; /**< the split that made the plan; NODE_CHUNK for an invariant step */
@@ -136,8 +137,8 @@ typedef struct deft_step_stats_t {
     uint64_t kv_unique_bytes;  /**< KV that some row sees, once a tree: what has to be read */
     uint64_t kv_logical_bytes; /**< KV over the rows, each its path: sequence attention's reads */
     uint64_t kv_read_bytes;    /**< KV over the groups of this plan: what they ask the caches for */
-    uint64_t partial_bytes;    /**< partial results written and read again */
-    uint64_t mask_bytes;       /**< row intervals that say who sees what */
+    uint64_t partial_bytes;    /**< partial results written and read again, as if in 32 bits */
+    uint64_t mask_bytes;       /**< row intervals that say who sees what, read once */
     uint64_t unfused_bytes;    /**< what an unfused tree attention would move for QK^T and softmax,
                                    which never leave the core here: QK^T, mask and softmax over rows
                                    x tree tokens, each written and read once */

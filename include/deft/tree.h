@@ -2,10 +2,11 @@
 /** @file deft/tree.h  The tree: nodes own runs of tokens, a path from the root is a sequence.
  *
  *  Every call that changes a tree has the strong guarantee: on error the tree, the pool and the
- *  outputs are as they were (but for DEFT_ERR_DEVICE). While a step is open (deft/step.h) all of
- *  them return DEFT_ERR_BUSY. With DEFT_DEBUG_CHECK set in the environment, each ends in
- *  deft_tree_check(). Calls that make nodes or remove them run the hooks of the context
- *  (deft_node_hooks_t); a clone that fails makes the call fail with its status.
+ *  outputs are as they were (but for DEFT_ERR_DEVICE). While a step is open (deft/step.h) each of
+ *  them returns DEFT_ERR_BUSY, and with DEFT_DEBUG_CHECK set in the environment each ends in
+ *  deft_tree_check(); deft_tree_destroy() alone does neither. Calls that make nodes or remove them
+ *  run the hooks of the context (deft_node_hooks_t); a clone that fails makes the call fail with
+ *  its status.
  *  Threads: one thread at a time a context; no call here waits, and all but deft_tree_compact() are
  *  work of the host alone. */
 #ifndef DEFT_TREE_H
@@ -58,8 +59,8 @@ DEFT_API deft_status_t deft_tree_fork_append(deft_tree_t *tree, deft_node_t node
  *  DEFT_NODE_NONE.
  *  @param[out] kids_p  [n] new handles; n may be 0, then it may be NULL.
  *  @param[out] tail_p  the tail, or NULL if the caller does not want it.
- *  @return as deft_tree_fork(); DEFT_ERR_INVAL also where offset is beyond the node's
- *  length or within its evicted tokens.
+ *  @return as deft_tree_fork(); DEFT_ERR_INVAL also where @p offset is beyond the node's length or
+ *  within its evicted tokens.
  *  Cost: O(n + runs of the node + its children). */
 DEFT_API deft_status_t deft_tree_fork_at(deft_tree_t *tree, deft_node_t node, size_t offset,
                                          size_t n, deft_node_t *kids_p, deft_node_t *tail_p);
@@ -137,8 +138,9 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
  *  DEFT_ERR_NOMEM and DEFT_ERR_STATE (the stream is being captured): unchanged; DEFT_ERR_DEVICE:
  *  the context is lost.
  *  Cost: O(nodes below and their runs), and the KV of the tokens moved, read and written once.
- *  Where others have to be moved: O(nodes of the context + pool) once a call, and O(runs of the
- *  node) a move or an attempt; without host memory for that they stay. */
+ *  Where others have to be moved: O(nodes of the context + pool) and 4 bytes of host memory a slot
+ *  of the pool once a call, and O(runs of the node) a move or an attempt; without that memory they
+ *  stay. */
 DEFT_API deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t node, size_t budget,
                                          uint64_t flags, size_t *moved_p);
 
@@ -146,11 +148,10 @@ DEFT_API deft_status_t deft_tree_compact(deft_tree_t *tree, deft_node_t node, si
  *  tokens of a root, for a conversation that is longer than the pool. Positions of the other tokens
  *  do not change. Rows to come do not see evicted tokens, whatever their window: the result is that
  *  of a sequence whose KV lacks them. deft_tree_find() matches nothing in this node or below it any
- *  more; ids of evicted tokens read as
- *  -1.
- *  Tokens that were evicted before count among the first @p n. Never allocates.
+ *  more; ids of evicted tokens read as -1. Tokens that were evicted before count among the first
+ *  @p n. Never allocates.
  *  @return DEFT_OK; DEFT_ERR_INVAL (n beyond the tokens that are computed); DEFT_ERR_STALE;
- *  DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(spans given back). */
+ *  DEFT_ERR_FOREIGN; DEFT_ERR_BUSY. Cost: O(spans given back + runs of the node). */
 DEFT_API deft_status_t deft_tree_evict(deft_tree_t *tree, deft_node_t node, size_t n);
 
 /** Give back every slot of the tree that no row to come can see, because every layer has a window
@@ -158,7 +159,8 @@ DEFT_API deft_status_t deft_tree_evict(deft_tree_t *tree, deft_node_t node, size
  *  change, but for what is computed from deft_tree_fork_at() or deft_tree_truncate() further up a
  *  node: its first rows see what is left of their window. Never allocates.
  *  @param[out] freed_p  slots that came free, 0 where a layer sees everything. NULL is accepted.
- *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY. Cost: O(nodes + spans given back). */
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_BUSY.
+ *  Cost: O(nodes + their runs + spans given back). */
 DEFT_API deft_status_t deft_tree_evict_unseen(deft_tree_t *tree, size_t *freed_p);
 
 /** Make a new tree whose root holds the path of @p node, shared by reference: the KV lives as long
@@ -172,9 +174,11 @@ DEFT_API deft_status_t deft_tree_share(deft_tree_t *tree, deft_node_t node, deft
 /** Find the deepest node whose path agrees with @p tokens: it matches the first *matched_p of them,
  *  the last of these at *offset_p tokens into the node (for deft_tree_fork_at()). Tokens without
  *  ids match nothing; tokens that are not computed yet do, and deft_tree_share() refuses them.
- *  Nothing matches: the root and 0.
+ *  Nothing matches: the root and 0. Of branches that agree equally far, the first in depth-first
+ *  order.
  *  @param[out] node_p, offset_p, matched_p  each may be NULL.
- *  @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(n + children met on the way). */
+ *  @return DEFT_OK; DEFT_ERR_INVAL. Cost: O(n + children of the nodes on paths that agree); where
+ *  siblings begin with the same tokens, each of them is followed. */
 DEFT_API deft_status_t deft_tree_find(const deft_tree_t *tree, const int32_t *tokens, size_t n,
                                       deft_node_t *node_p, size_t *offset_p, size_t *matched_p);
 
@@ -209,7 +213,9 @@ DEFT_API deft_node_t deft_tree_first_child(const deft_tree_t *tree, deft_node_t 
 DEFT_API deft_node_t deft_tree_next_sibling(const deft_tree_t *tree, deft_node_t node);
 
 /** Depth-first cursor over the subtree of @p top: DEFT_NODE_NONE starts it, and ends it.
- *  Parents come before children, children in order. Cost: O(1) amortised. */
+ *  Parents come before children, children in order. @p prev is at or below @p top; from anywhere
+ *  else the walk goes on to the end of the tree. A node may be removed once the cursor has moved on
+ *  from it. Cost: O(1) amortised. */
 DEFT_API deft_node_t deft_tree_next(const deft_tree_t *tree, deft_node_t top, deft_node_t prev);
 
 /** Attach or read a pointer of the caller's; the library never follows it. With hooks
@@ -250,8 +256,8 @@ typedef struct deft_tree_stats_t {
 DEFT_API deft_status_t deft_tree_stats(const deft_tree_t *tree, deft_tree_stats_t *stats);
 
 /** Verify every invariant of the tree and of the context's pool (for tests and for bug reports).
- *  @return DEFT_OK; DEFT_ERR_CORRUPT, with the reason in deft_last_error(); DEFT_ERR_NOMEM.
- *  Cost: O(nodes of the context + pool). */
+ *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_CORRUPT, with the reason in deft_last_error();
+ *  DEFT_ERR_NOMEM. Cost: O(nodes of the context + pool). */
 DEFT_API deft_status_t deft_tree_check(const deft_tree_t *tree);
 
 /** Takes @p n bytes of text. Non-zero stops the printing. */

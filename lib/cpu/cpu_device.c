@@ -72,8 +72,8 @@ static void cpu_destroy(ideft_device_t *device)
     ideft_free(host, cpu, sizeof(*cpu));
 }
 
-/* The arena, in huge pages if they are asked for: a sweep over KV is bound by memory, and with pages
- * of 4 KiB by address translation before that. */
+/* The arena, in huge pages if they are asked for: a sweep over KV is bound by memory, and with
+ * pages of 4 KiB by address translation before that. */
 static deft_status_t make_arena(cpu_device_t *cpu, const deft_config_t *config)
 {
     const ideft_geometry_t *g = cpu->base.geometry;

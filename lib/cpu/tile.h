@@ -384,7 +384,7 @@ static void clear_bad_values(const work_t *w)
 #endif
 }
 
-/* And what was cleared, for the rows that do see it. */
+/* Add what clear_bad_values() left out, for the rows that do see it. */
 static void add_bad_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
@@ -425,7 +425,7 @@ static void flush(const work_t *w)
         return;
     const uint32_t first = (sc->begin - w->row0) * G, last = (sc->end - w->row0) * G;
     IDEFT_ASSERT_EXPENSIVE(first < last && last <= w->n && sc->cols <= TILE && sc->n_piece <= TILE);
-    for (uint32_t c = sc->cols; c % VL != 0; c++) { /* nobody sees the lanes behind the last */
+    for (uint32_t c = sc->cols; c % VL != 0; c++) { /* nobody sees the lanes after the last */
         sc->c_begin[c] = sc->c_end[c] = 0;
         sc->c_pos[c] = INT32_MAX;
     }

@@ -43,7 +43,7 @@ INLINE uint32_t padded(uint32_t cols)
 }
 
 /* V of the tile in pairs of columns: where it lies if its pairs are the pool's and nothing has to
- * be padded, else put together here, zeros behind the last. */
+ * be padded, else put together here, zeros after the last. */
 static void pair_values(const work_t *w)
 {
     scratch_t *sc = w->sc;
@@ -203,7 +203,7 @@ static void spend_ahead(scratch_t *sc, uint32_t n)
         _tile_dpbf16ps(_acc, 6, 7);        \
     } while (0)
 
-/* Scores of 16 rows from r on, in tiles 0 to 3 for up to four blocks of columns. Rows behind the
+/* Scores of 16 rows from r on, in tiles 0 to 3 for up to four blocks of columns. Rows after the
  * last are computed from what lies there and unused. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
 {
@@ -262,7 +262,7 @@ static void add_columns(const work_t *w, float *o, uint32_t at)
     EACH_OF(n, STORE_O);
 }
 
-/* Rows behind the last are another panel's, so that O of a panel that is not full goes through a
+/* Rows after the last are another panel's, so that O of a panel that is not full goes through a
  * copy: a row's sum is taken in the same way in every panel. */
 static void add_values(const work_t *w, uint32_t r, uint32_t n)
 {

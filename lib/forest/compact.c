@@ -69,7 +69,7 @@ static uint32_t measure_chain(const ideft_forest_t *forest, uint32_t top, uint32
     return at;
 }
 
-/* They do. `n`: runs of all of them, for which the node has room. */
+/* These nodes become part of `index`. n: the runs of all of them, for which it has room. */
 static void join_chain(deft_tree_t *tree, uint32_t top, uint32_t index, uint32_t n)
 {
     ideft_forest_t *forest = tree->forest;

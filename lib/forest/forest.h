@@ -89,9 +89,9 @@ static inline deft_node_t ideft_handle(const ideft_forest_t *forest, uint32_t in
     return index == 0 ? DEFT_NODE_NONE : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
 }
 
-/* Has the handle a node? The node's index is the lower half of the handle, and not a result of these
- * tests: so the processor goes on to the next node while this one comes from memory. Inline, since a
- * lookup is a cache miss and little else. */
+/* Has the handle a node? The node's index is the lower half of the handle, and not a result of
+ * these tests: so the processor goes on to the next node while this one comes from memory. Inline,
+ * since a lookup is a cache miss and little else. */
 static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t handle)
 {
     const uint32_t index = (uint32_t)handle;

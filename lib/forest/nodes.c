@@ -48,7 +48,7 @@ void ideft_forest_fini(ideft_forest_t *forest)
     *forest = (ideft_forest_t){ 0 };
 }
 
-/* ---- user pointers ---------------------------------------------------------------------------- */
+/* ---- user pointers --------------------------------------------------------------------------- */
 
 deft_status_t ideft_user_clone(const ideft_forest_t *forest, void *user, void **clone_p)
 {

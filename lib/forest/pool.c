@@ -104,8 +104,8 @@ static uint32_t extent_unlink(ideft_pool_t *pool, uint32_t slot)
     return n;
 }
 
-/* The extent at `slot` becomes [to, to + n), which has a slot in common with it, and the head of its
- * bin. The large extent that everyone takes from and gives to is that already, time and again. */
+/* The extent at `slot` becomes [to, to + n), which has a slot in common with it, and the head of
+ * its bin. The large extent that everyone takes from and gives to is that already, mostly. */
 static void extent_change(ideft_pool_t *pool, uint32_t slot, uint32_t to, uint32_t n)
 {
     const uint32_t have = extent_length(pool, slot), b = bin_of(n);

@@ -12,7 +12,7 @@
                               #_x);                                                           \
     } while (0)
 
-/* A node beside its parent and its children. */
+/* A node against its parent and its children. */
 static deft_status_t check_links(const ideft_forest_t *forest, uint32_t index)
 {
     const ideft_node_t *node = ideft_node(forest, index);

@@ -20,7 +20,7 @@ typedef struct ideft_machine {
     uint32_t row_cost;   /* of a token for one matrix row */
     uint32_t token_cost; /* of a token at least: reading it */
     uint32_t min_cost;   /* a group below it is not worth its overhead */
-    uint32_t item_cost;  /* of a unit beside its tokens; 0: units go to whoever is free */
+    uint32_t item_cost;  /* of a unit besides its tokens; 0: units go to whoever is free */
     uint32_t merge_cost; /* of having partials at all, */
     uint32_t part_cost;  /* and of each partial of a row */
     uint32_t half_cost;  /* of a token in a tile of at most half of tile_rows */

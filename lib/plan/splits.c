@@ -330,8 +330,8 @@ static uint32_t fewer_rows(const cutter_t *c, uint32_t most)
     return best;
 }
 
-/* AUTO: tiles of rows that adjoin in depth-first order, as many as fill the registers' reuse of a
- * pass over KV. A tile takes its whole paths as one group, which needs no partials; where there are
+/* AUTO: tiles of rows that adjoin in depth-first order, each of as many rows as can share a pass
+ * over KV. A tile takes its whole paths as one group, which needs no partials; where there are
  * too few tiles to fill the machine, its KV is cut into parts of even cost. */
 static void cut_auto(cutter_t *c, uint32_t *list)
 {

@@ -48,10 +48,8 @@ START_TEST(test_lookup_parents_come_first)
         draft_lookup(&d, text, n, max, length);
         ck_assert(d.n <= max && d.n <= DRAFT_MAX);
         for (size_t i = 1; i <= d.n; i++) {
-            size_t
-                depth = 0,
-                last =
-                    i; /* depth-first: what lies between a token and its parent is below the parent */
+            size_t depth = 0, last = i;
+            /* depth-first: what lies between a token and its parent is below the parent */
             ck_assert(d.parent[i] < i && d.id[i] >= 0 && d.id[i] < 4);
             for (size_t at = i; at > 0; at = d.parent[at])
                 depth++;

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Every source file is as clang-format 14 leaves it (.clang-format); other versions break lines
+# Every source file is as clang-format 14 leaves it (.clang-format), in 100 columns; other versions break lines
 # elsewhere. FILE...: those alone. To put one right: clang-format-14 -i FILE.
 #
 #     sh tests/gates/format.sh [FILE]...
@@ -30,6 +30,11 @@ test $# != 0 || { echo "FAIL: no source file in $top_srcdir"; exit 1; }
 
 failed=0
 for file; do
+    # comments are not broken by the tool; columns, not bytes
+    if LC_ALL=C.UTF-8 grep -nE '^.{101}' "$file" >"$work/long"; then
+        failed=$((failed + 1))
+        sed "s|^|FAIL: more than 100 columns: $file:|" "$work/long"
+    fi
     "$tool" --style=file "$file" >"$work/want" || { failed=$((failed + 1)); continue; }
     diff -u --label "$file" --label "$file, formatted" "$file" "$work/want" >"$work/diff" && continue
     failed=$((failed + 1))

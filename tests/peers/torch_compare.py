@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-F16, BF16, CUDA = 2, 3, 3
+F16, BF16, CUDA = 2, 3, 2
 
 
 class Config(C.Structure):
@@ -25,8 +25,12 @@ class Config(C.Structure):
                 ("act_type", C.c_int), ("pool_tokens", C.c_size_t), ("n_threads", C.c_uint32), ("isa", C.c_int),
                 ("split", C.c_int), ("chunk_tokens", C.c_uint32), ("scale", C.c_float), ("softcap", C.c_float),
                 ("window", C.c_uint32), ("windows", C.c_void_p), ("sinks", C.c_void_p), ("log", C.c_void_p),
-                ("log_arg", C.c_void_p), ("allocator", C.c_void_p * 3), ("device_index", C.c_int32),
-                ("pool_spare", C.c_size_t)]
+                ("log_arg", C.c_void_p), ("log_level", C.c_int), ("allocator", C.c_void_p * 3),
+                ("hooks", C.c_void_p * 3), ("device_index", C.c_int32), ("pool_spare", C.c_size_t)]
+
+
+class Step(C.Structure):
+    _fields_ = [("ctx", C.c_void_p), ("number", C.c_uint64)]
 
 
 lib = C.CDLL(sys.argv[1])
@@ -37,8 +41,8 @@ for name in ("deft_tree_root", "deft_last_error", "deft_ctx_destroy"):
 lib.deft_tree_append.argtypes = [C.c_void_p, C.c_uint64, C.c_size_t, C.c_void_p]
 lib.deft_tree_fork.argtypes = [C.c_void_p, C.c_uint64, C.c_size_t, C.c_void_p]
 lib.deft_step_begin.argtypes = [C.c_void_p, C.c_void_p, C.c_size_t, C.c_uint64, C.c_void_p]
-lib.deft_step_layer.argtypes = [C.c_void_p, C.c_uint32] + [C.c_void_p] * 4
-lib.deft_step_attend.argtypes = [C.c_void_p, C.c_uint32] + [C.c_void_p] * 2
+for name in ("deft_step_write", "deft_step_attend"):
+    getattr(lib, name).argtypes = [Step, C.c_uint32, C.c_void_p, C.c_void_p]
 lib.deft_cuda_set_stream.argtypes = [C.c_void_p, C.c_void_p]
 
 
@@ -84,9 +88,10 @@ def accuracy(nodes, tokens, heads, kv_heads, dim, dtype):
     _, spans = grow(ctx, nodes, tokens)
     q, k, v = (torch.randn(n, h, dim, device="cuda", dtype=torch.float32).to(dtype) for h in (heads, kv_heads, kv_heads))
     o = torch.full_like(q, float("nan"))
-    step = C.c_void_p()
+    step = Step()
     check(lib.deft_step_begin(ctx, None, 0, 0, C.byref(step)), ctx)
-    check(lib.deft_step_layer(step, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr()), ctx)
+    check(lib.deft_step_write(step, 0, k.data_ptr(), v.data_ptr()), ctx)
+    check(lib.deft_step_attend(step, 0, q.data_ptr(), o.data_ptr()), ctx)
     torch.cuda.synchronize()
     mask = torch.zeros(n, n, dtype=torch.bool)
     for start, length, above in spans:
@@ -138,9 +143,10 @@ def prefill(n, heads, kv_heads, dim, dtype):
     check(lib.deft_tree_create(ctx, C.byref(tree)), ctx)
     check(lib.deft_tree_append(tree, lib.deft_tree_root(tree), n, None), ctx)
     q, k, v = (torch.randn(n, h, dim, device="cuda", dtype=dtype) for h in (heads, kv_heads, kv_heads))
-    o, step = torch.empty_like(q), C.c_void_p()
+    o, step = torch.empty_like(q), Step()
     check(lib.deft_step_begin(ctx, None, 0, 0, C.byref(step)), ctx)
-    check(lib.deft_step_layer(step, 0, q.data_ptr(), k.data_ptr(), v.data_ptr(), o.data_ptr()), ctx)
+    check(lib.deft_step_write(step, 0, k.data_ptr(), v.data_ptr()), ctx)
+    check(lib.deft_step_attend(step, 0, q.data_ptr(), o.data_ptr()), ctx)
     ours = median_us(lambda: check(lib.deft_step_attend(step, 0, q.data_ptr(), o.data_ptr()), ctx))
     qt, kt, vt = (x.transpose(0, 1)[None] for x in (q, k, v))
     others = {}

@@ -15,7 +15,7 @@ static size_t runs_of(const stree_t *of, const snode_t *node)
     return info.n_runs;
 }
 
-/* One token each, by turns: runs of one slot, and holes beside them once b goes. */
+/* One token each, alternately: runs of one slot, and holes beside them once b goes. */
 static void interleave(stree_t *ta, snode_t *a, stree_t *tb, snode_t *b, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -26,7 +26,7 @@ static void interleave(stree_t *ta, snode_t *a, stree_t *tb, snode_t *b, size_t 
     }
 }
 
-/* The rest of the pool is single free slots, by turns with slots of nodes of t2; a node that grows
+/* The rest of the pool is every second slot; the others are of nodes of t2; a node that grows
  * now is made of runs of one slot. Returns how many there are. */
 static size_t chequer(world_t *on, stree_t *other)
 {
@@ -675,8 +675,8 @@ START_TEST(test_compact_searches_on_inside_a_free_extent)
 }
 END_TEST
 
-/* Making room for two runs moves the second one right after the first: they are a long run then, and
- * nothing is left to move into the window. */
+/* Making room for two runs moves the second one right after the first: they are a long run then,
+ * and nothing is left to move into the window. */
 START_TEST(test_compact_joins_its_own_runs_while_it_makes_room)
 {
     static const size_t lens[6] = { 48, 32, 64, 48, 32, 64 };

@@ -48,9 +48,9 @@ static size_t spans_of(const rig_t *r, uint32_t index)
     return n;
 }
 
-/* Nodes of one token, one below the other, in adjoining slots. When they are joined their spans are
- * too: what walks the spans of a node (truncate, evict, share) would else take as long as there were
- * nodes. A span with a second owner stays apart: that owner has no more than it. */
+/* Nodes of one token, one below the other, in adjoining slots. When they are joined, so are their
+ * spans: what walks the spans of a node (truncate, evict, share) would else take as long as there
+ * were nodes. A span with a second owner stays apart: that owner has no more than it. */
 START_TEST(test_forest_joined_nodes_have_few_spans)
 {
     enum { DEPTH = 500, SHARED = 200 };
