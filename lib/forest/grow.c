@@ -24,8 +24,9 @@ static deft_status_t make_kids(deft_tree_t *tree, uint32_t parent, void *user, s
     const ideft_node_t *up = ideft_node(forest, parent);
     const uint32_t start = up->start + ideft_node_len(up);
     for (size_t i = 0; i < n; i++) {
-        void *clone;
-        const deft_status_t status = ideft_user_clone(forest, user, &clone);
+        void *clone = NULL;
+        const deft_status_t status = user == NULL ? DEFT_OK
+                                                  : ideft_user_clone(forest, user, &clone);
         if (status != DEFT_OK) {
             drop_kids(tree, parent, i);
             return status;
@@ -123,10 +124,9 @@ deft_status_t ideft_tree_append(deft_tree_t *tree, uint32_t index, size_t n, con
 {
     ideft_forest_t *forest = tree->forest;
     ideft_node_t *node = ideft_node(forest, index);
-    const bool was_dirty = node->computed < ideft_node_len(node);
     IDEFT_TRY(ideft_need_slots(forest, n));
     IDEFT_TRY(ideft_runs_append(forest->host, forest->pool, &node->runs, (uint32_t)n, tokens));
-    if (!was_dirty)
+    if (node->computed + n == ideft_node_len(node)) /* no token was uncomputed */
         ideft_dirty_link(forest, index, forest->dirty_last);
     return DEFT_OK;
 }

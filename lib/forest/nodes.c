@@ -147,8 +147,19 @@ uint32_t ideft_node_new(deft_tree_t *tree, uint32_t start, void *user)
     else
         index = forest->next_node++;
     ideft_node_t *node = ideft_node(forest, index);
-    const uint32_t gen = node->gen + 1 == 0 ? 1 : node->gen + 1;
-    *node = (ideft_node_t){ .gen = gen, .tree = tree->id, .start = start, .user = user };
+    /* Field by field: for a struct of this size gcc takes a string instruction, which is slower
+     * than all the rest of a fork. */
+    node->gen = node->gen + 1 == 0 ? 1 : node->gen + 1;
+    node->tree = tree->id;
+    node->start = start;
+    node->gone = 0;
+    node->runs = (ideft_runs_t){ .n = 0 };
+    node->computed = 0;
+    node->parent = node->first_child = node->last_child = 0;
+    node->prev = node->next = 0;
+    node->dirty_prev = node->dirty_next = 0;
+    node->n_children = 0;
+    node->user = user;
     forest->n_nodes++;
     tree->n_nodes++;
     return index;
@@ -245,10 +256,11 @@ uint32_t ideft_node_after(const ideft_forest_t *forest, uint32_t top, uint32_t a
     const ideft_node_t *node = ideft_node(forest, at);
     if (node->first_child != 0)
         return node->first_child;
-    for (; at != 0 && at != top; at = node->parent) {
-        node = ideft_node(forest, at);
+    while (at != 0 && at != top) {
         if (node->next != 0)
             return node->next;
+        at = node->parent;
+        node = ideft_node(forest, at); /* node 0 is not used, but it is there */
     }
     return 0;
 }

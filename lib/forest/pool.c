@@ -105,16 +105,25 @@ static uint32_t extent_unlink(ideft_pool_t *pool, uint32_t slot)
 }
 
 /* The extent at `slot` becomes [to, to + n), which has a slot in common with it, and the head of
- * its bin. The large extent that everyone takes from and gives to is that already, mostly. */
+ * its bin: what unlinking and linking do, in the bin where it is nearly always. */
 static void extent_change(ideft_pool_t *pool, uint32_t slot, uint32_t to, uint32_t n)
 {
-    const uint32_t have = extent_length(pool, slot), b = bin_of(n);
-    if (pool->bin[b] != slot) {
+    const uint32_t have = extent_length(pool, slot), b = bin_of(n), last = to + n - 1;
+    const uint32_t next = pool->slot[slot].next, prev = pool->slot[slot].prev;
+    if (b != bin_of(have)) {
         extent_unlink(pool, slot);
         extent_link(pool, to, n);
         return;
     }
-    const uint32_t next = pool->slot[slot].next, last = to + n - 1;
+    uint32_t second = next;
+    if (prev != IDEFT_NONE) {
+        second = pool->bin[b];
+        pool->slot[prev].next = next;
+        if (next != IDEFT_NONE)
+            pool->slot[next].prev = prev;
+    }
+    if (second != IDEFT_NONE)
+        pool->slot[second].prev = to;
     clear_edge(pool, slot);
     set_edge(pool, to);
     if (last != slot + have - 1) {
@@ -122,11 +131,9 @@ static void extent_change(ideft_pool_t *pool, uint32_t slot, uint32_t to, uint32
         set_edge(pool, last);
     }
     pool->slot[to].length = n | FREE;
-    pool->slot[to].next = next;
+    pool->slot[to].next = second;
     pool->slot[to].prev = IDEFT_NONE;
     pool->slot[to].extent = pool->slot[last].extent = to;
-    if (next != IDEFT_NONE)
-        pool->slot[next].prev = to;
     pool->bin[b] = to;
 }
 
