@@ -13,7 +13,8 @@
 
 #include "deft/context.h"
 
-#define IDEFT_NONE UINT32_MAX /* no index, where 0 is one */
+#define IDEFT_NONE UINT32_MAX              /* no index, where 0 is one */
+#define IDEFT_MAX_TOKENS ((size_t)1 << 30) /* of a pool, a path, a step */
 
 typedef struct ideft_host {
     deft_allocator_t allocator;

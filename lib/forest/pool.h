@@ -9,8 +9,6 @@
 
 #include "../base/host.h"
 
-#define IDEFT_MAX_TOKENS ((size_t)1 << 30)
-
 typedef struct ideft_pool ideft_pool_t;
 
 ideft_pool_t *ideft_pool_make(ideft_host_t *host, uint32_t n_slots); /* NULL: out of memory */

@@ -8,6 +8,7 @@
  *   test_cuda lost     a device that fails, which ends CUDA for the process */
 #include "config.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -589,12 +590,31 @@ static void keep_line(void *arg, deft_log_level_t level, const char *text)
     snprintf(last_line, sizeof(last_line), "%s", text);
 }
 
-static void refusals(void)
+/* Has CUDA made its context of this process on the device? It takes some 500 MiB. */
+static bool has_cuda_context(void)
+{
+    typedef int (*state_fn)(int device, unsigned *flags, int *active);
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+    void *symbol = driver == NULL ? NULL : dlsym(driver, "cuDevicePrimaryCtxGetState");
+    state_fn state;
+    unsigned flags;
+    int active = -1;
+
+    T_CHECK(symbol != NULL, "no driver");
+    memcpy(&state, &symbol, sizeof(state));
+    T_CHECK(state(0, &flags, &active) == 0, "the driver does not know");
+    dlclose(driver);
+    return active != 0;
+}
+
+/* Configurations that are refused for their values leave no trace on the device. The first thing
+ * that the process does with CUDA. */
+static void refused_values(void)
 {
     deft_config_t cfg = t_config(400);
     world_t *w = NULL;
-    size_t available, total, left;
 
+    T_CHECK(!has_cuda_context(), "there is a context before the first call");
     cfg.device = DEFT_DEVICE_CUDA;
     cfg.log = keep_line;
     cfg.kv_type = DEFT_F32;
@@ -609,7 +629,18 @@ static void refusals(void)
     T_STATUS(world_try(&cfg, 1, false, &w), DEFT_ERR_NODEVICE);
     cfg.device_index = -1;
     T_STATUS(world_try(&cfg, 1, false, &w), DEFT_ERR_NODEVICE);
-    cfg.device_index = 0;
+    T_CHECK(!has_cuda_context(), "a context was made for nothing");
+}
+
+static void refusals(void)
+{
+    deft_config_t cfg = t_config(400);
+    world_t *w = NULL;
+    size_t available, total, left;
+
+    cfg.device = DEFT_DEVICE_CUDA;
+    cfg.log = keep_line;
+    cfg.kv_type = DEFT_F16;
 
     /* a pool that does not fit says what would; that much can be had */
     GPU(cudaMemGetInfo(&available, &total));
@@ -694,7 +725,8 @@ int main(int argc, char **argv)
         lost();
         return 0;
     }
-    side_by_side(); /* first: kernels are loaded when they are first used */
+    refused_values(); /* before CUDA has a context */
+    side_by_side();   /* before others: kernels are loaded when they are first used */
     refusals();
     pointers();
     own_write();
