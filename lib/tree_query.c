@@ -5,7 +5,8 @@
 #include "context_int.h"
 
 /* Has the tree a node of this handle? Leaves the last error alone. */
-static inline bool has_node(const deft_tree_t *tree, deft_node_t handle)
+static inline __attribute__((always_inline)) bool has_node(const deft_tree_t *tree,
+                                                           deft_node_t handle)
 {
     return tree != NULL && ideft_tree_has(tree, handle);
 }

@@ -89,9 +89,7 @@ static inline deft_node_t ideft_handle(const ideft_forest_t *forest, uint32_t in
     return index == 0 ? DEFT_NODE_NONE : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
 }
 
-/* Has the handle a node? The node's index is the lower half of the handle, and not a result of
- * these tests: so the processor goes on to the next node while this one comes from memory. Inline,
- * since a lookup is a cache miss and little else. */
+/* Has the handle a node, of any tree? */
 static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t handle)
 {
     const uint32_t index = (uint32_t)handle;
@@ -102,10 +100,18 @@ static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t ha
     return node->tree != 0 && node->gen == (uint32_t)(handle >> 32);
 }
 
+/* Has the handle a node of this tree? A lookup is a cache miss and little else, so what counts is
+ * how many the processor has under way. Hence few instructions, inline, and the node's index is the
+ * lower half of the handle, never a result of these tests: the next lookup begins while this node
+ * comes from memory. No test for 0: node 0 is of no tree, and its chunk is there. */
 static inline bool ideft_tree_has(const deft_tree_t *tree, deft_node_t handle)
 {
-    return ideft_node_lives(tree->forest, handle) &&
-           ideft_node(tree->forest, (uint32_t)handle)->tree == tree->id;
+    const ideft_forest_t *forest = tree->forest;
+    const uint32_t index = (uint32_t)handle;
+    if (index >= forest->next_node || forest->chunk.at[index >> IDEFT_CHUNK_BITS] == NULL)
+        return false;
+    const ideft_node_t *node = ideft_node(forest, index);
+    return node->tree == tree->id && node->gen == (uint32_t)(handle >> 32);
 }
 
 /* Tokens of a node, the evicted ones included. */
