@@ -3,8 +3,9 @@
  * works on the caller's stream, and leaves. */
 #include "config.h"
 
-#include "cuda_int.h"
+#include <unistd.h>
 
+#include "cuda_int.h"
 #include "plan_image.h"
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -84,9 +85,8 @@ static deft_status_t make_all(cuda_device_t *cuda, const deft_config_t *config)
     return ideft_cuda_room(cuda, 256, (size_t)1 << 18, 256);
 }
 
-static void cuda_destroy(ideft_device_t *device)
+static void give_back(cuda_device_t *cuda)
 {
-    cuda_device_t *cuda = ideft_cuda_of(device);
     int saved = 0;
     const bool there = cudaGetDevice(&saved) == cudaSuccess &&
                        cudaSetDevice(cuda->ordinal) == cudaSuccess;
@@ -96,6 +96,13 @@ static void cuda_destroy(ideft_device_t *device)
     if (there)
         cudaSetDevice(saved);
     cudaGetLastError();
+}
+
+static void cuda_destroy(ideft_device_t *device)
+{
+    cuda_device_t *cuda = ideft_cuda_of(device);
+    if (cuda->pid == getpid()) /* what is on the device is the parent's */
+        give_back(cuda);
     ideft_free(device->host, cuda, sizeof(*cuda));
 }
 
@@ -124,6 +131,7 @@ static deft_status_t cuda_create(ideft_host_t *host, const ideft_geometry_t *geo
     if (cuda == NULL)
         return ideft_fail(host, DEFT_ERR_NOMEM, "no memory for the device");
     cuda->base = (ideft_device_t){ &ideft_cuda_ops, host, geometry };
+    cuda->pid = getpid();
     deft_status_t status = check_types(cuda, config);
     if (status == DEFT_OK)
         status = find_device(cuda, config);

@@ -11,6 +11,7 @@
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <sys/types.h>
 
 #include "../lib/device.h"
 #include "kernels.h"
@@ -49,6 +50,7 @@ typedef struct cuda_device {
     ideft_device_t base;
     int ordinal, n_sm;
     bool lost; /* a call failed: nothing more is asked of the device */
+    pid_t pid; /* of the process that made it: CUDA does not follow into a child */
     bool dependent_launch;
     cudaStream_t stream;
     size_t pool_tokens;

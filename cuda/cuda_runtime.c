@@ -5,6 +5,7 @@
 #include "cuda_int.h"
 
 #include <string.h>
+#include <unistd.h>
 
 deft_status_t ideft_cuda_fail(cuda_device_t *cuda, cudaError_t error, const char *what)
 {
@@ -23,6 +24,11 @@ deft_status_t ideft_cuda_enter(cuda_device_t *cuda, int *saved)
     if (cuda->lost)
         return ideft_fail(cuda->base.host, DEFT_ERR_DEVICE,
                           "the device failed before; the context is lost");
+    if (cuda->pid != getpid()) {
+        cuda->lost = true;
+        return ideft_fail(cuda->base.host, DEFT_ERR_DEVICE,
+                          "a child of fork() cannot use the device of its parent");
+    }
     IDEFT_CUDA(cuda, cudaGetDevice(saved));
     if (*saved != cuda->ordinal)
         IDEFT_CUDA(cuda, cudaSetDevice(cuda->ordinal));

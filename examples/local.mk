@@ -20,8 +20,7 @@ libengine_la_SOURCES = \
 	examples/engine/pretok.c examples/engine/pretok.h \
 	examples/engine/sampler.c examples/engine/sampler.h \
 	examples/engine/beam.c examples/engine/beam.h \
-	examples/engine/tokenizer.c examples/engine/tokenizer.h examples/engine/vector_exp.h \
-	examples/engine/workers.c examples/engine/workers.h
+	examples/engine/tokenizer.c examples/engine/tokenizer.h examples/engine/vector_exp.h
 libengine_la_CPPFLAGS = $(public_cppflags) -I$(top_srcdir)/examples/engine $(PCRE2_CFLAGS)
 libengine_la_LIBADD = $(PCRE2_LIBS) $(LIBM)
 engine_cuda_sources = examples/engine/forward_cuda.c examples/engine/forward_cuda.h examples/engine/forward_load.c \

@@ -5,6 +5,7 @@
  *  deft/context.h  the context: geometry of the model, KV pool, device, log, memory
  *  deft/tree.h     the tree: fork, append, prune, truncate, commit, compact, evict, share, find
  *  deft/step.h     the step: plan, write K and V, attend
+ *  deft/threads.h  a pool of threads that contexts and the caller share
  *  deft/cuda.h     not included here: streams, device pointers and captured graphs
  *
  *  deft(7) is the introduction. */
@@ -15,6 +16,7 @@
 #include "deft/export.h"
 #include "deft/status.h"
 #include "deft/step.h"
+#include "deft/threads.h"
 #include "deft/tree.h"
 #include "deft/version.h"
 

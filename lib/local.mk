@@ -7,7 +7,8 @@ deft_cppflags = $(public_cppflags) -DDEFT_BUILDING -I$(top_builddir) -I$(top_src
 deft_isa_cflags = $(DEFT_CFLAGS) -O3
 
 # The layers, from the lowest: tests build some of them alone.
-deft_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/threads.c lib/base/threads.h \
+deft_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/processors.c lib/base/processors.h \
+	lib/base/threads.c \
 	lib/base/vec.c lib/base/vec.h
 deft_format = lib/format/format.c lib/format/format.h lib/format/geometry.h lib/format/half.h
 deft_forest = lib/forest/compact.c lib/forest/forest.h lib/forest/grow.c lib/forest/lookup.c lib/forest/move.h \

@@ -2,11 +2,12 @@
 # The manual. man/*.in is written by hand; sed fills in version and date. Each name among the
 # aliases gets a page of one line, which leads to the page whose NAME section lists it.
 deft_man3_pages = man/deft_ctx.3 man/deft_cuda.3 man/deft_node_hooks.3 man/deft_status.3 \
-	man/deft_step.3 man/deft_step_attend.3 man/deft_step_stats.3 man/deft_tree.3 \
+	man/deft_step.3 man/deft_step_attend.3 man/deft_step_stats.3 man/deft_threads.3 man/deft_tree.3 \
 	man/deft_tree_append.3 man/deft_tree_compact.3 man/deft_tree_evict.3 man/deft_tree_fork.3 \
 	man/deft_tree_node.3 man/deft_tree_print.3 man/deft_tree_prune.3 man/deft_tree_share.3
 deft_man3_in = man/deft_ctx.3in man/deft_cuda.3in man/deft_node_hooks.3in \
 	man/deft_status.3in man/deft_step.3in man/deft_step_attend.3in man/deft_step_stats.3in \
+	man/deft_threads.3in \
 	man/deft_tree.3in man/deft_tree_append.3in man/deft_tree_compact.3in man/deft_tree_evict.3in \
 	man/deft_tree_fork.3in man/deft_tree_node.3in man/deft_tree_print.3in \
 	man/deft_tree_prune.3in man/deft_tree_share.3in
@@ -19,6 +20,7 @@ deft_man3_aliases = \
 	man/deft_step_abandon.3 man/deft_step_begin.3 man/deft_step_cancel.3 man/deft_step_end.3 \
 	man/deft_step_ids.3 man/deft_step_nodes.3 man/deft_step_positions.3 man/deft_step_tokens.3 \
 	man/deft_step_write.3 \
+	man/deft_threads_count.3 man/deft_threads_create.3 man/deft_threads_destroy.3 man/deft_threads_run.3 \
 	man/deft_tree_check.3 man/deft_tree_create.3 man/deft_tree_ctx.3 man/deft_tree_destroy.3 \
 	man/deft_tree_root.3 man/deft_tree_stats.3 \
 	man/deft_tree_truncate.3 \

@@ -25,7 +25,7 @@ if HAVE_CHECK
 tests_programs += tests/unit/test_attention tests/unit/test_attention_properties tests/unit/test_batch_invariance \
 	tests/unit/test_cancel tests/unit/test_compact tests/unit/test_context tests/unit/test_cpu_device \
 	tests/unit/test_evict tests/unit/test_forest tests/unit/test_large_trees tests/unit/test_planner tests/unit/test_plan_image tests/unit/test_pool \
-	tests/unit/test_step tests/unit/test_tree tests/unit/test_tree_print tests/unit/test_tree_walk
+	tests/unit/test_step tests/unit/test_threads tests/unit/test_tree tests/unit/test_tree_print tests/unit/test_tree_walk
 tests_unit_test_plan_image_SOURCES = tests/unit/test_plan_image.c cuda/plan_image.c cuda/plan_image.h cuda/kernels.h
 tests_unit_test_plan_image_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/lib -I$(top_srcdir)/cuda
 # Layers by themselves, since libdeft.so hides what is inside: a program that uses more than the folders
@@ -36,6 +36,9 @@ tests_unit_test_planner_LDADD = $(LDADD) $(MIMALLOC_LIBS)
 tests_unit_test_forest_SOURCES = tests/unit/test_forest.c $(deft_base) $(deft_forest)
 tests_unit_test_forest_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
 tests_unit_test_forest_LDADD = $(LDADD) $(MIMALLOC_LIBS)
+# libdeft.so hides the counting of processors.
+tests_unit_test_threads_SOURCES = tests/unit/test_threads.c lib/base/processors.c lib/base/processors.h
+tests_unit_test_threads_CPPFLAGS = $(AM_CPPFLAGS) -I$(top_srcdir)/lib
 tests_unit_test_cpu_device_SOURCES = tests/unit/test_cpu_device.c $(deft_base) $(deft_format) $(deft_cpu)
 tests_unit_test_cpu_device_CPPFLAGS = $(AM_CPPFLAGS) -DDEFT_BUILDING -I$(top_srcdir)/lib $(MIMALLOC_CFLAGS)
 tests_unit_test_cpu_device_LDADD = $(LDADD) $(libdeft_la_LIBADD)
@@ -106,14 +109,14 @@ paper: tests/bench/deft_bench
 .PHONY: paper
 
 # What check-threads runs.
-threads_tests = tests/unit/test_context tests/unit/test_step tests/unit/test_cancel tests/unit/test_cpu_device \
+threads_tests = tests/unit/test_threads tests/unit/test_context tests/unit/test_step tests/unit/test_cancel tests/unit/test_cpu_device \
 	tests/unit/test_attention tests/unit/test_attention_properties tests/unit/test_batch_invariance tests/unit/stress_tree
 if HAVE_ENGINE
 threads_tests += tests/engine/test_matmul tests/engine/test_engine
 endif
 
 # What check-valgrind runs.
-valgrind_tests = tests/unit/test_context tests/unit/test_tree tests/unit/test_pool tests/unit/test_step \
+valgrind_tests = tests/unit/test_threads tests/unit/test_context tests/unit/test_tree tests/unit/test_pool tests/unit/test_step \
 	tests/unit/test_compact tests/unit/test_evict tests/unit/test_forest tests/unit/test_node_hooks tests/unit/test_planner \
 	tests/unit/test_cpu_device \
 	tests/unit/test_attention_properties tests/unit/test_batch_invariance

@@ -62,7 +62,9 @@ int engine_layer_tensors(engine_t *e, uint32_t l, const gguf_tensor_t *t[LAYER_M
 int engine_vector(engine_t *e, const char *name, uint64_t n, float **p);
 int engine_layer_norms(engine_t *e, uint32_t l, float **attn_p, float **ffn_p);
 
-/* Make e->ctx on `device`; act_type as the library's default for it. */
-int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device, uint32_t threads);
+/* Make e->ctx on `device`, its loops on these threads (NULL: its own); act_type as the library's
+ * default for it. */
+int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
+                   deft_threads_t *threads);
 
 #endif

@@ -3,7 +3,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "forward.h"
 #include "matmul.h"
@@ -73,14 +72,14 @@ static int load_weights(engine_t *e)
 
 static int cpu_open(engine_t *e, const engine_options_t *o)
 {
-    const uint32_t threads = o->n_threads ? o->n_threads : (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
-
     e->batch = 256;
     if (!(e->fw = calloc(1, sizeof(*e->fw))))
         return FAIL(e, "out of memory");
-    if (!(e->fw->mm = matmul_create(threads)))
+    if (!(e->fw->mm = matmul_create(o->n_threads)))
         return FAIL(e, "no memory or no threads");
-    return load_weights(e) || engine_context(e, o, DEFT_DEVICE_CPU, threads) ? -1 : 0;
+    if (load_weights(e) || engine_context(e, o, DEFT_DEVICE_CPU, matmul_threads(e->fw->mm)))
+        return -1;
+    return 0;
 }
 
 static void free_buffers(struct forward *f)
@@ -179,7 +178,7 @@ typedef struct rows {
     const float *norm; /* weights */
 } rows_t;
 
-static void norm_row(void *arg, size_t r)
+static void norm_row(void *arg, uint32_t r)
 {
     const rows_t *a = arg;
     engine_t *e = a->e;
@@ -188,7 +187,7 @@ static void norm_row(void *arg, size_t r)
     add_norm(f->mm, f->x + r * e->g.dim, NULL, a->norm, e->g.eps, f->h + r * e->g.dim, e->g.dim);
 }
 
-static void add_norm_row(void *arg, size_t r)
+static void add_norm_row(void *arg, uint32_t r)
 {
     const rows_t *a = arg;
     engine_t *e = a->e;
@@ -198,7 +197,7 @@ static void add_norm_row(void *arg, size_t r)
     add_norm(f->mm, f->x + r * e->g.dim, h, a->norm, e->g.eps, h, e->g.dim);
 }
 
-static void split_heads_row(void *arg, size_t r)
+static void split_heads_row(void *arg, uint32_t r)
 {
     engine_t *e = ((const rows_t *)arg)->e;
     struct forward *f = e->fw;
@@ -210,7 +209,7 @@ static void split_heads_row(void *arg, size_t r)
     memcpy(f->v + r * kv, from + q + kv, kv * sizeof(float));
 }
 
-static void swiglu_row(void *arg, size_t r)
+static void swiglu_row(void *arg, uint32_t r)
 {
     engine_t *e = ((const rows_t *)arg)->e;
     struct forward *f = e->fw;
@@ -219,11 +218,11 @@ static void swiglu_row(void *arg, size_t r)
     swiglu(f->mm, gate, gate + e->g.ffn, f->act + r * e->g.ffn, e->g.ffn);
 }
 
-static void each_row(engine_t *e, void (*fn)(void *arg, size_t r), const float *norm, size_t n)
+static void each_row(engine_t *e, deft_task_fn fn, const float *norm, size_t n)
 {
     rows_t a = { e, norm };
 
-    workers_run(matmul_workers(e->fw->mm), fn, &a, n);
+    deft_threads_run(matmul_threads(e->fw->mm), (uint32_t)n, fn, &a);
 }
 
 static void product(engine_t *e, const matrix_t *w, const float *x, size_t n, float *y)
@@ -265,7 +264,7 @@ typedef struct tops {
     const engine_output_t *out;
 } tops_t;
 
-static void top_row(void *arg, size_t r)
+static void top_row(void *arg, uint32_t r)
 {
     const tops_t *t = arg;
 
@@ -292,7 +291,7 @@ static int outputs(engine_t *e, const engine_output_t *out)
     product(e, f->head, out->which ? f->x : f->h, out->n, logits);
     if (out->k > 0) {
         tops_t tops = { logits, e->g.vocab, out };
-        workers_run(matmul_workers(f->mm), top_row, &tops, out->n);
+        deft_threads_run(matmul_threads(f->mm), (uint32_t)out->n, top_row, &tops);
     }
     return 0;
 }

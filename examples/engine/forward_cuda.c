@@ -349,7 +349,7 @@ static int make_context(engine_t *e, const engine_options_t *o)
 {
     struct forward *f = e->fw;
 
-    if (engine_context(e, o, DEFT_DEVICE_CUDA, 0) != 0)
+    if (engine_context(e, o, DEFT_DEVICE_CUDA, NULL) != 0)
         return -1;
     f->view.struct_size = sizeof(f->view);
     f->reserved_rows = f->max_rows;

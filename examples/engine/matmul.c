@@ -89,7 +89,7 @@ static kernels_t best_kernels(void)
 }
 
 struct matmul {
-    workers_t *workers;
+    deft_threads_t *threads;
     kernels_t kernels;
     ints_t ints; /* of ROWS rows of max_blocks */
     size_t max_blocks;
@@ -99,7 +99,7 @@ matmul_t *matmul_create(uint32_t n_threads)
 {
     matmul_t *mm = calloc(1, sizeof(*mm));
 
-    if (!mm || !(mm->workers = workers_create(n_threads))) {
+    if (!mm || deft_threads_create(n_threads, NULL, &mm->threads) != DEFT_OK) {
         free(mm);
         return NULL;
     }
@@ -119,14 +119,14 @@ void matmul_free(matmul_t *mm)
 {
     if (!mm)
         return;
-    workers_free(mm->workers);
+    deft_threads_destroy(mm->threads);
     free_ints(&mm->ints);
     free(mm);
 }
 
-workers_t *matmul_workers(const matmul_t *mm)
+deft_threads_t *matmul_threads(const matmul_t *mm)
 {
-    return mm->workers;
+    return mm->threads;
 }
 
 const char *matmul_kernels(const matmul_t *mm)
@@ -301,11 +301,12 @@ typedef struct product {
     ints_t ints; /* x NULL: the product is in f32 */
 } product_t;
 
-static void convert_rows(void *arg, size_t part)
+static void convert_rows(void *arg, uint32_t part)
 {
     const product_t *a = arg;
 
-    for (size_t r = part * PART_ROWS; r < a->rows && r < (part + 1) * PART_ROWS; r++) {
+    for (size_t r = (size_t)part * PART_ROWS; r < a->rows && r < ((size_t)part + 1) * PART_ROWS;
+         r++) {
         const size_t at = r * a->w->blocks;
         a->kernels->to_ints(
             a->x + r * a->w->k, a->w->k,
@@ -313,13 +314,13 @@ static void convert_rows(void *arg, size_t part)
     }
 }
 
-static void product_panels(void *arg, size_t part)
+static void product_panels(void *arg, uint32_t part)
 {
     const product_t *a = arg;
-    const size_t panels = (a->w->n + PANEL - 1) / PANEL, end = (part + 1) * PART_PANELS;
+    const size_t panels = (a->w->n + PANEL - 1) / PANEL, end = ((size_t)part + 1) * PART_PANELS;
     float y[2 * ROWS * PANEL] __attribute__((aligned(64)));
 
-    for (size_t p = part * PART_PANELS; p < panels && p < end; p++) {
+    for (size_t p = (size_t)part * PART_PANELS; p < panels && p < end; p++) {
         const size_t i = p % 2;
         const size_t columns = a->w->n - p * PANEL < PANEL ? a->w->n - p * PANEL : PANEL;
         if (!a->ints.x)
@@ -342,9 +343,10 @@ void matmul(matmul_t *mm, const matrix_t *w, const float *x, size_t rows, float 
                         ldy, &mm->kernels, { NULL, NULL, NULL } };
         if (mm->kernels.to_ints && w->format != FORMAT_F16) {
             a.ints = mm->ints;
-            workers_run(mm->workers, convert_rows, &a, (a.rows + PART_ROWS - 1) / PART_ROWS);
+            deft_threads_run(mm->threads, (uint32_t)((a.rows + PART_ROWS - 1) / PART_ROWS),
+                             convert_rows, &a);
         }
-        workers_run(mm->workers, product_panels, &a, parts);
+        deft_threads_run(mm->threads, (uint32_t)parts, product_panels, &a);
     }
 }
 

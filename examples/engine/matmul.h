@@ -9,17 +9,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <deft/threads.h>
+
 #include "gguf.h"
-#include "workers.h"
 
 typedef struct matmul matmul_t; /* threads, and room for what a product needs besides x and y */
 typedef struct matrix matrix_t; /* packed weights [n][k] */
 
-/* n_threads counts the caller. NULL: no memory or no threads. */
+/* n_threads counts the caller; 0: as many as deft_threads_create() chooses. NULL: no memory or no
+ * threads. */
 matmul_t *matmul_create(uint32_t n_threads);
-void matmul_free(matmul_t *mm); /* NULL is accepted */
-workers_t *matmul_workers(const matmul_t *mm);
-const char *matmul_kernels(const matmul_t *mm); /* the instruction set in use */
+void matmul_free(matmul_t *mm);                     /* NULL is accepted */
+deft_threads_t *matmul_threads(const matmul_t *mm); /* for other loops, and for a context */
+const char *matmul_kernels(const matmul_t *mm);     /* the instruction set in use */
 
 /* Pack the rows of n_tensors matrices of equal width, one below the other, for products by mm.
  * Q4_0, Q4_1 and Q8_0 keep their bits; other types become f16. NULL: no memory or a type that

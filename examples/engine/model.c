@@ -183,7 +183,8 @@ static void keep_reason(void *arg, deft_log_level_t level, const char *text)
     (void)snprintf(e->err, sizeof(e->err), "%s", text);
 }
 
-int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device, uint32_t threads)
+int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
+                   deft_threads_t *threads)
 {
     deft_config_t c = DEFT_CONFIG_INIT;
     deft_status_t status;
@@ -196,7 +197,11 @@ int engine_context(engine_t *e, const engine_options_t *o, deft_device_t device,
     c.head_dim = e->g.head_dim;
     c.kv_type = o->kv_type;
     c.pool_tokens = o->pool_tokens ? o->pool_tokens : 8192;
-    c.n_threads = threads;
+    if (threads != NULL) {
+        c.n_threads = deft_threads_count(threads);
+        c.run = deft_threads_run;
+        c.run_arg = threads;
+    }
     c.split = o->split;
     c.log = keep_reason;
     c.log_arg = e;

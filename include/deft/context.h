@@ -56,10 +56,11 @@ typedef enum deft_split_t {
 typedef enum deft_isa_t {
     DEFT_ISA_BEST = 0,        /**< the best of this processor, or DEFT_ISA in the environment */
     DEFT_ISA_SCALAR = 1,      /**< portable C, sums in double: slow, for checking */
-    DEFT_ISA_AVX2 = 2,        /**< AVX2, FMA, F16C */
-    DEFT_ISA_AVX512 = 3,      /**< AVX-512 F, BW, DQ, VL */
-    DEFT_ISA_AVX512_BF16 = 4, /**< bf16 KV through vdpbf16ps, other types as AVX512 */
-    DEFT_ISA_AMX_BF16 = 5     /**< bf16 KV through AMX tiles, other types as AVX512 */
+    DEFT_ISA_VECTOR = 2,      /**< 4 floats at a time, on every machine: NEON on ARM, SSE on x86 */
+    DEFT_ISA_AVX2 = 3,        /**< AVX2, FMA, F16C */
+    DEFT_ISA_AVX512 = 4,      /**< AVX-512 F, BW, DQ, VL */
+    DEFT_ISA_AVX512_BF16 = 5, /**< bf16 KV through vdpbf16ps, other types as AVX512 */
+    DEFT_ISA_AMX_BF16 = 6     /**< bf16 KV through AMX tiles, other types as AVX512 */
 } deft_isa_t;
 
 /** How much a line of the log matters. */
@@ -108,6 +109,17 @@ typedef struct deft_node_hooks_t {
     void *arg;
 } deft_node_hooks_t;
 
+/** One piece of a parallel loop. It may run on any thread, at the same time as others, and waits
+ *  for none of them. */
+typedef void (*deft_task_fn)(void *arg, uint32_t i);
+
+/** Runs a parallel loop: call task(arg, i) once for each i below @p n, in any order, on any
+ *  threads, and return when all calls have returned. n is at most deft_config_t.n_threads: a task
+ *  takes work until there is none left, so that it is right, if slow, to call them one after the
+ *  other. What was written before the call is visible to the tasks, and what they wrote to the
+ *  caller. */
+typedef void (*deft_run_fn)(void *run_arg, uint32_t n, deft_task_fn task, void *arg);
+
 /** Flag of deft_config_t: ask the system for huge pages for the KV arena (CPU). A sweep over KV is
  *  faster in huge pages, but memory becomes resident by 2 MiB at a time, in each plane. */
 #define DEFT_CTX_HUGE_PAGES UINT64_C(1)
@@ -127,7 +139,9 @@ typedef struct deft_config_t {
                                   default there */
     size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers;
                                   CUDA: or DEFT_POOL_FREE */
-    uint32_t n_threads;      /**< CPU: 1 is the caller alone; default: the processors we have */
+    uint32_t n_threads;      /**< CPU: into how many tasks a loop is cut at most, and threads where
+                                  `run` is NULL; 1: the caller alone; default: the processors that
+                                  the process may use (affinity mask, cgroup quota) */
     deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST */
     deft_split_t split;      /**< default: AUTO */
     uint32_t chunk_tokens;   /**< NODE_CHUNK, FLATTEN: tokens a chunk; default 512 */
@@ -143,16 +157,20 @@ typedef struct deft_config_t {
     deft_node_hooks_t hooks;    /**< default: none, user pointers are the caller's own */
     int32_t device_index;       /**< CUDA: ordinal of the device */
     size_t pool_spare; /**< CUDA, DEFT_POOL_FREE: bytes of free memory to leave to others */
+    deft_run_fn run;   /**< CPU: runs the loops; default: threads of the context's own. Called from
+                            the thread that called the library */
+    void *run_arg;
 } deft_config_t;
 
 /** pool_tokens on CUDA: as many as the device's free memory holds, less pool_spare. */
 #define DEFT_POOL_FREE SIZE_MAX
 
-#define DEFT_CONFIG_INIT                                                                         \
-    {                                                                                            \
-        sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,              \
-            DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL,    \
-            NULL, NULL, NULL, DEFT_LOG_DEFAULT, { NULL, NULL, NULL }, { NULL, NULL, NULL }, 0, 0 \
+#define DEFT_CONFIG_INIT                                                                          \
+    {                                                                                             \
+        sizeof(deft_config_t), 0, DEFT_DEVICE_AUTO, 0, 0, 0, 0, DEFT_DTYPE_DEFAULT,               \
+            DEFT_DTYPE_DEFAULT, 0, 0, DEFT_ISA_BEST, DEFT_SPLIT_AUTO, 0, 0.0f, 0.0f, 0, NULL,     \
+            NULL, NULL, NULL, DEFT_LOG_DEFAULT, { NULL, NULL, NULL }, { NULL, NULL, NULL }, 0, 0, \
+            NULL, NULL                                                                            \
     }
 
 /** What a context turned out to be, and how full it is. */
@@ -160,8 +178,9 @@ typedef struct deft_info_t {
     size_t struct_size;   /**< in: sizeof(deft_info_t) */
     deft_device_t device; /**< CPU or CUDA */
     deft_isa_t isa;       /**< of the CPU device */
-    const char *backend;  /**< "scalar", "avx2", "cuda sm_90a", ...; as long as the context */
-    uint32_t n_threads;   /**< CUDA: multiprocessors */
+    const char *backend;  /**< "scalar", "neon", "avx2", "cuda sm_90a", ...; as long as the
+                               context */
+    uint32_t n_threads;   /**< CPU: tasks of a loop at most; CUDA: multiprocessors */
     deft_dtype_t kv_type;
     deft_dtype_t act_type; /**< type of q, k, v and o */
     int32_t device_index;  /**< CUDA: ordinal of the device */

@@ -1,144 +1,273 @@
 /* SPDX-License-Identifier: MIT */
-/* A pool of threads that run one job at a time. */
+/* A pool of threads for parallel loops (deft/threads.h).
+ *
+ * A loop is open between two changes of `gate`: 0 while it is closed, else 1 + the workers that
+ * went in. Tasks are taken from a counter. The caller takes tasks too; when none is left it closes
+ * the gate, and waits only for the workers that are inside: one that wakes late finds the gate
+ * closed, or the next loop open, which is as good. So a loop never waits for a thread that has no
+ * processor, and there is no barrier: a second phase is a second loop.
+ *
+ * Who sleeps is woken in a chain: the caller wakes two, each worker two more while there are tasks,
+ * so that a short loop wakes few. Before it sleeps a worker looks for the next loop for a while,
+ * but only where every thread has a processor. */
 #include "config.h"
 
-#include "threads.h"
-
 #include <pthread.h>
-#include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <unistd.h>
 
-struct ideft_threads {
-    uint32_t n;
-    uint32_t started;
+#include "deft/threads.h"
+
+#include "host.h"
+#include "processors.h"
+
+#define MAX_THREADS 1024u
+#define SPINS 400 /* some ten microseconds: from one loop of a layer to the next */
+
+struct deft_threads_t {
+    ideft_host_t host;
+    uint32_t n, n_started;
     pthread_t *thread; /* [n - 1] */
-    struct ideft_worker {
-        ideft_threads_t *pool;
-        uint32_t number;
-    } * worker;
-    pthread_mutex_t mutex;
-    pthread_cond_t wake;
-    ideft_job_fn job;
+    pid_t pid;         /* of the process in which they were started */
+    int spins;
+    /* the open loop */
+    deft_task_fn task;
     void *arg;
-    bool stop;
-    _Atomic uint32_t round;   /* number of the job; changes under the mutex */
-    _Atomic uint32_t working; /* workers that have not finished it */
-    _Atomic uint32_t arrived; /* at the barrier, ever */
+    uint32_t n_tasks;
+    _Atomic uint32_t next;  /* task to be taken */
+    _Atomic uint32_t gate;  /* see above */
+    _Atomic uint32_t left;  /* workers that went in and are out again */
+    _Atomic uint32_t epoch; /* loops that were opened */
+    _Atomic bool busy;      /* some caller has the pool */
+    /* sleeping */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake, done;
+    _Atomic uint32_t asleep;
+    _Atomic bool waiting; /* the caller sleeps until the workers are out */
+    _Atomic bool stop;
 };
-
-/* A layer's attention follows a layer's products within microseconds: look for a while before
- * going to sleep, but no longer than a product may want the core for itself. */
-#define SPINS 2000
 
 static inline void relax(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
-#else
-    sched_yield();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
 #endif
+}
+
+/* ---- workers --------------------------------------------------------------------------------- */
+
+static void take_tasks(deft_threads_t *pool)
+{
+    const uint32_t n = pool->n_tasks;
+    uint32_t i;
+    while ((i = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed)) < n)
+        pool->task(pool->arg, i);
+}
+
+/* Wake up to two sleepers for so many tasks. */
+static void wake(deft_threads_t *pool, uint32_t tasks)
+{
+    if (tasks == 0 || atomic_load(&pool->asleep) == 0)
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    for (uint32_t i = 0; i < ideft_min(tasks, 2); i++)
+        pthread_cond_signal(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+/* Wait for a loop after number `seen`. */
+static void await_loop(deft_threads_t *pool, uint32_t seen)
+{
+    for (int i = 0; i < pool->spins; i++) {
+        if (atomic_load_explicit(&pool->epoch, memory_order_relaxed) != seen)
+            return;
+        relax();
+    }
+    pthread_mutex_lock(&pool->mutex);
+    atomic_fetch_add(&pool->asleep, 1); /* before the look at epoch: see open_loop() */
+    while (atomic_load(&pool->epoch) == seen)
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    atomic_fetch_sub(&pool->asleep, 1);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+static bool enter(deft_threads_t *pool)
+{
+    uint32_t gate = atomic_load(&pool->gate);
+    while (gate != 0)
+        if (atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1))
+            return true;
+    return false;
+}
+
+static void leave(deft_threads_t *pool)
+{
+    atomic_fetch_add(&pool->left, 1);
+    if (atomic_load(&pool->waiting)) {
+        pthread_mutex_lock(&pool->mutex);
+        pthread_cond_signal(&pool->done);
+        pthread_mutex_unlock(&pool->mutex);
+    }
 }
 
 static void *worker_main(void *arg)
 {
-    struct ideft_worker *self = arg;
-    ideft_threads_t *pool = self->pool;
+    deft_threads_t *pool = arg;
     uint32_t seen = 0;
+#ifdef HAVE_PTHREAD_SETNAME_NP
+    pthread_setname_np(pthread_self(), "deft");
+#endif
     for (;;) {
-        for (int i = 0;
-             i < SPINS && atomic_load_explicit(&pool->round, memory_order_acquire) == seen; i++)
-            relax();
-        pthread_mutex_lock(&pool->mutex);
-        while (atomic_load_explicit(&pool->round, memory_order_relaxed) == seen && !pool->stop)
-            pthread_cond_wait(&pool->wake, &pool->mutex);
-        const bool stop = pool->stop;
-        seen = atomic_load_explicit(&pool->round, memory_order_relaxed);
-        pthread_mutex_unlock(&pool->mutex);
-        if (stop)
+        await_loop(pool, seen);
+        seen = atomic_load(&pool->epoch);
+        if (atomic_load(&pool->stop))
             return NULL;
-        pool->job(pool->arg, self->number);
-        atomic_fetch_sub_explicit(&pool->working, 1, memory_order_release);
+        if (!enter(pool))
+            continue;
+        const uint32_t next = atomic_load_explicit(&pool->next, memory_order_relaxed);
+        if (next + 1 < pool->n_tasks) /* more than the one for this worker */
+            wake(pool, pool->n_tasks - next - 1);
+        take_tasks(pool);
+        leave(pool);
     }
 }
 
-/* Wait for a condition that other threads are about to make true. */
-#define AWAIT(_condition)                       \
-    do {                                        \
-        for (int i_ = 0; !(_condition); i_++) { \
-            if (i_ < SPINS)                     \
-                relax();                        \
-            else                                \
-                sched_yield();                  \
-        }                                       \
-    } while (0)
-
-void ideft_threads_run(ideft_threads_t *pool, ideft_job_fn job, void *arg)
+/* All of them, with every signal blocked: signals are for the threads of the program. */
+static bool start_workers(deft_threads_t *pool)
 {
-    if (pool->n == 1) {
-        job(arg, 0);
-        return;
-    }
-    pthread_mutex_lock(&pool->mutex);
-    pool->job = job;
-    pool->arg = arg;
-    atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->working, pool->n - 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&pool->round, 1, memory_order_release);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
-    job(arg, 0);
-    AWAIT(atomic_load_explicit(&pool->working, memory_order_acquire) == 0);
+    sigset_t all, before;
+    sigfillset(&all);
+    pool->pid = getpid();
+    pool->spins = pool->n <= ideft_processors("") ? SPINS : 0;
+    if (pool->n > 1 && pthread_sigmask(SIG_SETMASK, &all, &before) != 0)
+        return false;
+    while (pool->n_started + 1 < pool->n &&
+           pthread_create(&pool->thread[pool->n_started], NULL, worker_main, pool) == 0)
+        pool->n_started++;
+    if (pool->n > 1)
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return pool->n_started + 1 == pool->n;
 }
 
-void ideft_threads_barrier(ideft_threads_t *pool)
+static void prepare(deft_threads_t *pool)
 {
-    if (pool->n == 1)
-        return;
-    const uint32_t before = atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel);
-    const uint32_t goal = (before / pool->n + 1) * pool->n;
-    AWAIT(atomic_load_explicit(&pool->arrived, memory_order_acquire) >= goal);
-}
-
-deft_status_t ideft_threads_create(ideft_host_t *host, uint32_t n, ideft_threads_t **threads_p)
-{
-    ideft_threads_t *pool = ideft_zalloc(host, sizeof(*pool), 64, "threads");
-    if (pool == NULL)
-        return ideft_fail(host, DEFT_ERR_NOMEM, "no memory for %u threads", n);
-    pool->n = n;
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
-    if (n > 1) {
-        pool->thread = ideft_zalloc(host, (n - 1) * sizeof(*pool->thread), 64, "threads");
-        pool->worker = ideft_zalloc(host, (n - 1) * sizeof(*pool->worker), 64, "threads");
-        if (pool->thread == NULL || pool->worker == NULL)
-            goto err_destroy;
+    pthread_cond_init(&pool->done, NULL);
+}
+
+/* In a child of fork(), which has no workers, and whatever state the parent was in. */
+static void restart(deft_threads_t *pool)
+{
+    prepare(pool);
+    atomic_store(&pool->gate, 0);
+    atomic_store(&pool->epoch, 0);
+    atomic_store(&pool->asleep, 0);
+    atomic_store(&pool->waiting, false);
+    atomic_store(&pool->busy, false);
+    pool->n_started = 0;
+    start_workers(pool); /* without some of them loops are slower, no more */
+}
+
+/* ---- loops ----------------------------------------------------------------------------------- */
+
+static void open_loop(deft_threads_t *pool, uint32_t n, deft_task_fn task, void *arg)
+{
+    pool->task = task;
+    pool->arg = arg;
+    pool->n_tasks = n;
+    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&pool->left, 0, memory_order_relaxed);
+    atomic_store(&pool->gate, 1);
+    /* Either a worker on its way to sleep sees the new epoch, or we see that it sleeps. */
+    atomic_fetch_add(&pool->epoch, 1);
+    wake(pool, n - 1);
+}
+
+static void close_loop(deft_threads_t *pool)
+{
+    const uint32_t inside = atomic_exchange(&pool->gate, 0) - 1;
+    for (int i = 0; i < pool->spins && atomic_load(&pool->left) != inside; i++)
+        relax();
+    if (atomic_load(&pool->left) == inside)
+        return;
+    pthread_mutex_lock(&pool->mutex);
+    atomic_store(&pool->waiting, true);
+    while (atomic_load(&pool->left) != inside)
+        pthread_cond_wait(&pool->done, &pool->mutex);
+    atomic_store(&pool->waiting, false);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
+void deft_threads_run(void *threads, uint32_t n, deft_task_fn task, void *arg)
+{
+    deft_threads_t *pool = threads;
+    if (n > 1 && pool->n > 1 && pool->pid != getpid())
+        restart(pool);
+    if (n < 2 || pool->n < 2 || atomic_exchange(&pool->busy, true)) {
+        for (uint32_t i = 0; i < n; i++)
+            task(arg, i);
+        return;
     }
-    for (; pool->started + 1 < n; pool->started++) {
-        pool->worker[pool->started] = (struct ideft_worker){ pool, pool->started + 1 };
-        if (pthread_create(&pool->thread[pool->started], NULL, worker_main,
-                           &pool->worker[pool->started]) != 0)
-            goto err_destroy;
+    open_loop(pool, n, task, arg);
+    take_tasks(pool);
+    close_loop(pool);
+    atomic_store(&pool->busy, false);
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+deft_status_t deft_threads_create(uint32_t n, const deft_allocator_t *allocator,
+                                  deft_threads_t **threads_p)
+{
+    const deft_config_t config = { .allocator = allocator == NULL ? (deft_allocator_t){ 0 }
+                                                                  : *allocator };
+    ideft_host_t host;
+    if (threads_p == NULL || n > MAX_THREADS)
+        return DEFT_ERR_INVAL;
+    ideft_host_init(&host, &config);
+    n = n == 0 ? ideft_min(ideft_processors(""), MAX_THREADS) : n;
+    deft_threads_t *pool = ideft_zalloc(&host, sizeof(*pool), 64, "threads");
+    if (pool == NULL)
+        return DEFT_ERR_NOMEM;
+    pool->host = host;
+    pool->n = n;
+    prepare(pool);
+    pool->thread = n == 1 ? NULL : ideft_zalloc(&host, (n - 1) * sizeof(pthread_t), 64, "threads");
+    if ((n > 1 && pool->thread == NULL) || !start_workers(pool)) {
+        deft_threads_destroy(pool);
+        return DEFT_ERR_NOMEM;
     }
     *threads_p = pool;
     return DEFT_OK;
-err_destroy:
-    ideft_threads_destroy(host, pool);
-    return ideft_fail(host, DEFT_ERR_NOMEM, "cannot start %u threads", n);
 }
 
-void ideft_threads_destroy(ideft_host_t *host, ideft_threads_t *pool)
+void deft_threads_destroy(deft_threads_t *pool)
 {
     if (pool == NULL)
         return;
-    pthread_mutex_lock(&pool->mutex);
-    pool->stop = true;
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->mutex);
-    for (uint32_t i = 0; i < pool->started; i++)
-        pthread_join(pool->thread[i], NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->mutex);
-    ideft_free(host, pool->thread, (pool->n - 1) * sizeof(*pool->thread));
-    ideft_free(host, pool->worker, (pool->n - 1) * sizeof(*pool->worker));
-    ideft_free(host, pool, sizeof(*pool));
+    if (pool->n_started > 0 && pool->pid == getpid()) {
+        pthread_mutex_lock(&pool->mutex);
+        atomic_store(&pool->stop, true);
+        atomic_fetch_add(&pool->epoch, 1);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->mutex);
+        for (uint32_t i = 0; i < pool->n_started; i++)
+            pthread_join(pool->thread[i], NULL);
+        pthread_cond_destroy(&pool->wake);
+        pthread_cond_destroy(&pool->done);
+        pthread_mutex_destroy(&pool->mutex);
+    }
+    ideft_host_t host = pool->host;
+    ideft_free(&host, pool->thread, (pool->n - 1) * sizeof(pthread_t));
+    ideft_free(&host, pool, sizeof(*pool));
+}
+
+uint32_t deft_threads_count(const deft_threads_t *threads)
+{
+    return threads == NULL ? 0 : threads->n;
 }

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* The CPU device: arena, workspace, and the two phases of a layer's attention. Units are taken from
- * a shared counter, then rows with partials are merged. Who computes what never shows in the
- * result: a unit is computed by one thread, partials are joined in plan order. */
+/* The CPU device: arena, workspace, and the two loops of a layer's attention: over units, then over
+ * rows that have partials to be joined. Each is cut into a few tasks, which take units or rows from
+ * a counter until there are none left. Who computes what never shows in the result: a unit is
+ * computed by one task, partials are joined in plan order. */
 #include "config.h"
 
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include "../base/threads.h"
+#include "deft/threads.h"
+
+#include "../base/processors.h"
 #include "../base/vec.h"
 #include "kernel.h"
 
@@ -17,14 +18,17 @@
 
 typedef struct cpu_device {
     ideft_device_t base;
-    ideft_threads_t *threads;
+    deft_run_fn run; /* runs loops of up to n_threads tasks */
+    void *run_arg;
+    deft_threads_t *threads; /* of our own, or NULL */
     uint32_t n_threads;
+    uint32_t unit_tasks, row_tasks; /* of the two loops of this step */
     const ideft_kernel_t *kernel;
     deft_dtype_t act_type;
     unsigned char *arena;
     size_t arena_bytes, slots; /* slots in whole blocks */
     unsigned char *scratch;
-    size_t scratch_bytes;  /* a thread */
+    size_t scratch_bytes;  /* a task */
     IDEFT_VEC(float) part; /* [n_parts][H][D + 16] */
     IDEFT_VEC(float) act;  /* q and o, or k and v, as f32 where act_type is not */
 } cpu_device_t;
@@ -43,17 +47,6 @@ static unsigned char *plane_of(const cpu_device_t *cpu, uint32_t layer, ideft_pl
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-static uint32_t usable_processors(void)
-{
-#ifdef HAVE_SCHED_GETAFFINITY
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0)
-        return (uint32_t)CPU_COUNT(&set);
-#endif
-    const long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (uint32_t)n : 1;
-}
-
 static bool cpu_suits(const deft_config_t *config)
 {
     (void)config;
@@ -64,7 +57,7 @@ static void cpu_destroy(ideft_device_t *device)
 {
     cpu_device_t *cpu = cpu_of(device);
     ideft_host_t *host = device->host;
-    ideft_threads_destroy(host, cpu->threads);
+    deft_threads_destroy(cpu->threads);
     ideft_free(host, cpu->arena, cpu->arena_bytes);
     ideft_free(host, cpu->scratch, cpu->scratch_bytes * cpu->n_threads);
     IDEFT_VEC_FREE(host, &cpu->part);
@@ -108,6 +101,23 @@ static ideft_machine_t machine_of(const ideft_geometry_t *g)
                               .min_cost = 9000000 / g->D };
 }
 
+/* Who runs the loops: the caller's function, or threads of our own. */
+static deft_status_t find_runner(cpu_device_t *cpu, const deft_config_t *config)
+{
+    ideft_host_t *host = cpu->base.host;
+    cpu->run = config->run;
+    cpu->run_arg = config->run_arg;
+    if (cpu->run != NULL)
+        return DEFT_OK;
+    const deft_status_t status =
+        deft_threads_create(cpu->n_threads, &host->allocator, &cpu->threads);
+    if (status != DEFT_OK)
+        return ideft_fail(host, status, "cannot start %u threads", cpu->n_threads);
+    cpu->run = deft_threads_run;
+    cpu->run_arg = cpu->threads;
+    return DEFT_OK;
+}
+
 static deft_status_t cpu_create(ideft_host_t *host, const ideft_geometry_t *geometry,
                                 const deft_config_t *config, ideft_device_t **device_p,
                                 ideft_facts_t *facts)
@@ -118,7 +128,7 @@ static deft_status_t cpu_create(ideft_host_t *host, const ideft_geometry_t *geom
         return ideft_fail(host, DEFT_ERR_NOMEM, "no memory for the device");
     cpu->base = (ideft_device_t){ &ideft_cpu_ops, host, geometry };
     cpu->act_type = config->act_type == DEFT_DTYPE_DEFAULT ? DEFT_F32 : config->act_type;
-    cpu->n_threads = config->n_threads == 0 ? usable_processors() : config->n_threads;
+    cpu->n_threads = config->n_threads == 0 ? ideft_processors("") : config->n_threads;
     IDEFT_TRY_GOTO(ideft_kernel_choose(host, config->isa, geometry->format.element, &cpu->kernel),
                    status, err_destroy);
     IDEFT_TRY_GOTO(make_arena(cpu, config), status, err_destroy);
@@ -128,7 +138,7 @@ static deft_status_t cpu_create(ideft_host_t *host, const ideft_geometry_t *geom
         status = ideft_fail(host, DEFT_ERR_NOMEM, "no memory for %u threads", cpu->n_threads);
         goto err_destroy;
     }
-    IDEFT_TRY_GOTO(ideft_threads_create(host, cpu->n_threads, &cpu->threads), status, err_destroy);
+    IDEFT_TRY_GOTO(find_runner(cpu, config), status, err_destroy);
     *facts = (ideft_facts_t){ .name = cpu->kernel->name,
                               .machine = machine_of(geometry),
                               .isa = cpu->kernel->isa,
@@ -142,10 +152,31 @@ err_destroy:
     return status;
 }
 
+/* Tasks for so much work: none of them has less than `least`. */
+static uint32_t tasks_for(const cpu_device_t *cpu, uint64_t work, uint64_t least)
+{
+    const uint64_t n = work / least;
+    return n <= 1 ? 1 : n < cpu->n_threads ? (uint32_t)n : cpu->n_threads;
+}
+
+#define TASK_CLOCKS 150000u /* waking a thread is not worth it for less */
+#define TASK_FLOATS 32768u  /* of rows to be written, or of partials to be joined */
+
+static void set_tasks(cpu_device_t *cpu, const ideft_plan_t *plan)
+{
+    const ideft_geometry_t *g = cpu->base.geometry;
+    uint64_t cost = 0; /* in units of D/60 clocks: machine_of() */
+    for (uint32_t i = 0; i < plan->n_groups; i++)
+        cost += plan->group[i].cost;
+    cpu->unit_tasks = tasks_for(cpu, cost * g->Hkv * g->D / 60, TASK_CLOCKS);
+    cpu->row_tasks = tasks_for(cpu, (uint64_t)plan->n_parts * g->H * g->D, TASK_FLOATS);
+}
+
 static deft_status_t cpu_prepare(ideft_device_t *device, const ideft_plan_t *plan)
 {
     cpu_device_t *cpu = cpu_of(device);
     const ideft_geometry_t *g = device->geometry;
+    set_tasks(cpu, plan);
     const size_t parts = (size_t)plan->n_parts * g->H * ideft_part_floats(g->D);
     const size_t act = (size_t)plan->n_rows * ideft_max(g->H, g->Hkv) * g->D * 2;
     if (!IDEFT_VEC_ROOM(device->host, &cpu->part, parts))
@@ -181,7 +212,7 @@ typedef struct write_job {
     const ideft_plan_t *plan;
     uint32_t layer;
     const float *k, *v;
-    uint32_t n_threads;
+    uint32_t n_tasks;
 } write_job_t;
 
 /* K and V of one token and head, D floats each, to a slot of its planes. Spelled out for each type:
@@ -212,12 +243,12 @@ static void store_head(const ideft_geometry_t *g, void *k_plane, void *v_plane, 
     }
 }
 
-static void write_rows(void *arg, uint32_t thread)
+static void write_rows(void *arg, uint32_t task)
 {
     const write_job_t *job = arg;
     const ideft_geometry_t *g = job->cpu->base.geometry;
-    const uint64_t n = job->plan->n_rows, T = job->n_threads;
-    const uint32_t begin = (uint32_t)(n * thread / T), end = (uint32_t)(n * (thread + 1) / T);
+    const uint64_t n = job->plan->n_rows, T = job->n_tasks;
+    const uint32_t begin = (uint32_t)(n * task / T), end = (uint32_t)(n * (task + 1) / T);
     unsigned char *k_plane = plane_of(job->cpu, job->layer, IDEFT_PLANE_K, 0);
     unsigned char *v_plane = plane_of(job->cpu, job->layer, IDEFT_PLANE_V, 0);
     const size_t k_bytes = ideft_plane_bytes(&g->format, job->cpu->slots, IDEFT_PLANE_K);
@@ -238,17 +269,13 @@ static deft_status_t cpu_write(ideft_device_t *device, const ideft_plan_t *plan,
     const ideft_geometry_t *g = device->geometry;
     const size_t n = (size_t)plan->n_rows * g->Hkv * g->D;
     float *room = cpu->act.at;
-    const bool many = n > 32768; /* waking the others costs as much as some ten thousand elements */
     write_job_t job = { .cpu = cpu,
                         .plan = plan,
                         .layer = layer,
                         .k = widened(cpu, k, n, room),
                         .v = widened(cpu, v, n, room == NULL ? NULL : room + n),
-                        .n_threads = many ? cpu->n_threads : 1 };
-    if (many)
-        ideft_threads_run(cpu->threads, write_rows, &job);
-    else
-        write_rows(&job, 0);
+                        .n_tasks = tasks_for(cpu, n, TASK_FLOATS) };
+    cpu->run(cpu->run_arg, job.n_tasks, write_rows, &job);
     return DEFT_OK;
 }
 
@@ -297,22 +324,26 @@ typedef struct attend_job {
 
 #define MERGE_ROWS 4u
 
-static void attend(void *arg, uint32_t thread)
+static void attend_units(void *arg, uint32_t task)
 {
     attend_job_t *job = arg;
     const ideft_plan_t *plan = job->attn.plan;
     const uint32_t heads = job->attn.geom->Hkv;
     const uint64_t units = (uint64_t)plan->n_groups * heads;
-    unsigned char *scratch = job->cpu->scratch + thread * job->cpu->scratch_bytes;
+    unsigned char *scratch = job->cpu->scratch + task * job->cpu->scratch_bytes;
     while (!ideft_stops(job->attn.stop)) {
         const uint64_t unit = atomic_fetch_add_explicit(&job->next_unit, 1, memory_order_relaxed);
         if (unit >= units)
             break;
         job->group(&job->attn, plan->order[unit / heads], (uint32_t)(unit % heads), scratch);
     }
-    if (plan->n_parts == 0)
-        return;
-    ideft_threads_barrier(job->cpu->threads); /* publishes the partials */
+}
+
+static void join_rows(void *arg, uint32_t task)
+{
+    attend_job_t *job = arg;
+    const ideft_plan_t *plan = job->attn.plan;
+    (void)task;
     while (!ideft_stops(job->attn.stop)) {
         const uint32_t row =
             atomic_fetch_add_explicit(&job->next_row, MERGE_ROWS, memory_order_relaxed);
@@ -347,7 +378,9 @@ static deft_status_t cpu_attend(ideft_device_t *device, const ideft_plan_t *plan
         .cpu = cpu,
         .group = cpu->kernel->group[g->format.element],
     };
-    ideft_threads_run(cpu->threads, attend, &job);
+    cpu->run(cpu->run_arg, cpu->unit_tasks, attend_units, &job);
+    if (plan->n_parts > 0)
+        cpu->run(cpu->run_arg, cpu->row_tasks, join_rows, &job);
     if (ideft_stops(stop))
         return ideft_fail(device->host, DEFT_ERR_CANCELLED, "the step was cancelled: abandon it");
     for (size_t i = 0; !f32 && i < n; i++)

@@ -29,7 +29,7 @@ try() { # header language compiler flags...
 }
 
 command -v "${CXX%% *}" >/dev/null || { echo "note: no C++ compiler ($CXX), C only"; CXX=; }
-for file in deft.h deft/context.h deft/cuda.h deft/export.h deft/status.h deft/step.h deft/tree.h deft/version.h; do
+for file in deft.h deft/context.h deft/cuda.h deft/export.h deft/status.h deft/step.h deft/threads.h deft/tree.h deft/version.h; do
     # CC and CXX may hold options.
     # shellcheck disable=SC2086
     try "$file" c $CC -std=c99

@@ -81,7 +81,7 @@ section() { # page name
 
 set -- "$top_srcdir/include/deft/context.h" "$top_srcdir/include/deft/cuda.h" \
     "$top_srcdir/include/deft/status.h" "$top_srcdir/include/deft/step.h" \
-    "$top_srcdir/include/deft/tree.h"
+    "$top_srcdir/include/deft/threads.h" "$top_srcdir/include/deft/tree.h"
 : >"$work/header"
 for header in "$@"; do
     normalise <"$header" >>"$work/header"

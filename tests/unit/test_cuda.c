@@ -13,6 +13,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "device_memory.h"
 #include "problem.h"
@@ -683,6 +685,50 @@ static void refusals(void)
     world_free(w);
 }
 
+/* ---- a child of fork() ---- */
+
+/* It has no device: it is told so, frees the host's side, and disturbs nobody. */
+static void in_a_child(void)
+{
+    deft_config_t cfg = t_config(400);
+    pass_t p;
+    stree_t *t;
+    sstep_t ss;
+    int status;
+
+    cfg.kv_type = DEFT_F16;
+    pass_init(&p, &cfg, 9);
+    t = world_tree(p.w);
+    T_OK(s_append(p.w, t, t->root, 20, NULL));
+    for (int uses = 0; uses < 2; uses++) {
+        const pid_t child = fork();
+
+        if (child == 0) {
+            deft_step_t step = DEFT_STEP_INIT;
+
+            alarm(20);
+            if (uses) {
+                T_STATUS(deft_step_begin(p.w->ctx, NULL, 0, 0, &step), DEFT_ERR_DEVICE);
+                T_CHECK(strstr(deft_last_error(p.w->ctx), "child") != NULL, "%s",
+                        deft_last_error(p.w->ctx));
+                T_OK(deft_tree_check(t->tree));
+            }
+            deft_ctx_destroy(p.w->ctx);
+            _exit(0);
+        }
+        T_CHECK(waitpid(child, &status, 0) == child, "no child");
+        T_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child: %#x", status);
+    }
+    T_OK(world_begin(p.w, NULL, 0, 0, &ss));
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        T_OK(t_layer(ss.step, l, p.q[l], p.k[l], p.v[l], p.o[l]));
+    }
+    T_OK(deft_step_end(ss.step));
+    t->root->computed = 20;
+    sstep_free(&ss);
+    pass_free(&p);
+}
+
 /* ---- a device that fails ---- */
 
 static void lost(void)
@@ -738,6 +784,7 @@ int main(int argc, char **argv)
     printf("of all steps %zu had partials, %zu had none\n", n_joined, n_direct);
     T_CHECK(n_joined > 0 && n_direct > 0, "replays met one kind of plan only");
     same_bits();
+    in_a_child();
     return 0;
 }
 #else
