@@ -31,7 +31,15 @@ endif
 libdeft_la_DEPENDENCIES = $(top_srcdir)/lib/libdeft.map
 EXTRA_DIST += lib/libdeft.map
 
-deft_tile = lib/cpu/tile.h lib/cpu/tile_bf16.h lib/cpu/tile_fma.h lib/cpu/isa_avx512.h
+deft_tile = lib/cpu/micro_amx.h lib/cpu/micro_bf16.h lib/cpu/micro_fma.h lib/cpu/pairs.h \
+	lib/cpu/shapes.h lib/cpu/tile.h lib/cpu/transpose8_avx.h lib/cpu/vec.h lib/cpu/vec_4.h \
+	lib/cpu/vec_avx2.h lib/cpu/vec_avx512.h lib/cpu/vec_math.h lib/cpu/work.h
+noinst_LTLIBRARIES += libdeft_vector.la
+libdeft_vector_la_SOURCES = lib/cpu/isa_vector.c $(deft_tile)
+libdeft_vector_la_CPPFLAGS = $(deft_cppflags)
+libdeft_vector_la_CFLAGS = $(deft_isa_cflags)
+libdeft_la_LIBADD += libdeft_vector.la
+libdeft_la_DEPENDENCIES += libdeft_vector.la
 if HAVE_AVX2
 noinst_LTLIBRARIES += libdeft_avx2.la
 libdeft_avx2_la_SOURCES = lib/cpu/isa_avx2.c $(deft_tile)

@@ -4,17 +4,49 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#if defined(__linux__) && defined(__x86_64__)
-#include <sys/syscall.h>
-#endif
 
 #include "kernel.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+/* ---- what the processor has ------------------------------------------------------------------ */
+
+#if defined(__x86_64__) || defined(__i386__)
+/* Bit `bit` of ecx (word 2) or edx (word 3) of a leaf of cpuid. */
+static bool has_bit(unsigned leaf, int word, int bit)
+{
+    unsigned r[4] = { 0 };
+    return __get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3]) != 0 && (r[word] >> bit & 1) != 0;
+}
+
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_bit(1, 2, 29);
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static bool has_avx512_bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+#endif
+
+#if defined(__x86_64__)
 /* Linux gives tile registers only to a process that asks for them. */
 static bool amx_permitted(void)
 {
-#if defined(__linux__) && defined(__x86_64__)
+#ifdef __linux__
     const long request = 0x1023 /* ARCH_REQ_XCOMP_PERM */, tile_data = 18;
     return syscall(SYS_arch_prctl, request, tile_data) == 0;
 #else
@@ -22,71 +54,63 @@ static bool amx_permitted(void)
 #endif
 }
 
-static bool has_isa(deft_isa_t isa)
+static bool has_amx_bf16(void)
 {
-#if defined(__x86_64__) || defined(__i386__)
-    switch (isa) {
-    case DEFT_ISA_AVX2:
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("f16c");
-    case DEFT_ISA_AVX512:
-        return has_isa(DEFT_ISA_AVX2) && __builtin_cpu_supports("avx512f") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vl");
-    case DEFT_ISA_AVX512_BF16:
-        return has_isa(DEFT_ISA_AVX512) && __builtin_cpu_supports("avx512bf16");
-    case DEFT_ISA_AMX_BF16:
-#if defined(__x86_64__)
-    {
-        unsigned a, b, c, d;
-        __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
-        return has_isa(DEFT_ISA_AVX512) && (d >> 22 & 1) && (d >> 24 & 1) && amx_permitted();
-    }
-#endif
-    default:
-        return isa == DEFT_ISA_SCALAR;
-    }
-#else
-    return isa == DEFT_ISA_SCALAR;
-#endif
+    return has_avx512_bf16() && has_bit(7, 3, 22) && has_bit(7, 3, 24) && amx_permitted();
 }
+#endif
 
-static const ideft_kernel_t *const kernels[] = {
-    &ideft_kernel_scalar,
-#ifdef HAVE_AVX2
-    &ideft_kernel_avx2,
-#endif
-#ifdef HAVE_AVX512
-    &ideft_kernel_avx512,
-#endif
-#ifdef HAVE_AVX512_BF16
-    &ideft_kernel_avx512_bf16,
-#endif
-#ifdef HAVE_AMX_BF16
-    &ideft_kernel_amx_bf16,
-#endif
-};
-
-/* DEFT_ISA=scalar|avx2|avx512|avx512_bf16|amx_bf16 in the environment; BEST if unset or unknown. */
-static deft_isa_t isa_from_environment(void)
+static bool always(void)
 {
-    const char *name = getenv("DEFT_ISA");
-    for (size_t i = 0; name != NULL && i < sizeof(kernels) / sizeof(*kernels); i++)
-        if (strcmp(name, kernels[i]->name) == 0)
-            return kernels[i]->isa;
-    return DEFT_ISA_BEST;
+    return true;
 }
 
 /* vdpbf16ps has half the throughput of an f32 FMA on Intel's cores, twice on AMD's: without being
  * asked for, it is taken only on the latter. */
-static bool worth_it(deft_isa_t isa)
+static bool amd_alone(void)
 {
 #if defined(__x86_64__) || defined(__i386__)
-    return isa != DEFT_ISA_AVX512_BF16 || __builtin_cpu_is("amd");
+    return __builtin_cpu_is("amd");
 #else
-    (void)isa;
-    return true;
+    return false;
 #endif
+}
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+/* From the least to the best. */
+static const struct {
+    const ideft_kernel_t *kernel;
+    bool (*there)(void);
+    bool (*worth_it)(void); /* without being asked for */
+} sets[] = {
+    { &ideft_kernel_scalar, always, always },
+    { &ideft_kernel_vector, always, always },
+#ifdef HAVE_AVX2
+    { &ideft_kernel_avx2, has_avx2, always },
+#endif
+#ifdef HAVE_AVX512
+    { &ideft_kernel_avx512, has_avx512, always },
+#endif
+#ifdef HAVE_AVX512_BF16
+    { &ideft_kernel_avx512_bf16, has_avx512_bf16, amd_alone },
+#endif
+#ifdef HAVE_AMX_BF16
+    { &ideft_kernel_amx_bf16, has_amx_bf16, always },
+#endif
+};
+
+#define SETS (sizeof(sets) / sizeof(*sets))
+
+/* DEFT_ISA=scalar|neon|vector|avx2|avx512|avx512_bf16|amx_bf16 in the environment; BEST if unset or
+ * unknown. */
+static deft_isa_t isa_from_environment(void)
+{
+    const char *name = getenv("DEFT_ISA");
+    for (size_t i = 0; name != NULL && i < SETS; i++)
+        if (strcmp(name, sets[i].kernel->name) == 0)
+            return sets[i].kernel->isa;
+    return DEFT_ISA_BEST;
 }
 
 /* The last set of the table that this processor has and that computes the type, up to the one that
@@ -96,17 +120,15 @@ deft_status_t ideft_kernel_choose(ideft_host_t *host, deft_isa_t asked, deft_dty
 {
     const deft_isa_t want = asked == DEFT_ISA_BEST ? isa_from_environment() : asked;
     const ideft_kernel_t *best = NULL;
-    for (size_t i = 0; i < sizeof(kernels) / sizeof(*kernels); i++) {
-        const ideft_kernel_t *kernel = kernels[i];
-        if (kernel->isa == want && !has_isa(kernel->isa))
-            break;
-        if ((want != DEFT_ISA_BEST && kernel->isa > want) || !has_isa(kernel->isa) ||
-            kernel->group[type] == NULL || (kernel->isa != want && !worth_it(kernel->isa)))
-            continue;
-        best = kernel;
+    bool last = false, there = false;
+    for (size_t i = 0; i < SETS && !last; i++) {
+        const ideft_kernel_t *kernel = sets[i].kernel;
+        last = kernel->isa == want;
+        there = sets[i].there();
+        if (there && kernel->group[type] != NULL && (last || sets[i].worth_it()))
+            best = kernel;
     }
-    const bool named = asked != DEFT_ISA_BEST;
-    if (best == NULL || (named && !has_isa(asked)))
+    if (best == NULL || (asked != DEFT_ISA_BEST && !(last && there)))
         return ideft_fail(host, DEFT_ERR_UNSUPPORTED,
                           "this processor or build lacks the instructions");
     *kernel_p = best;

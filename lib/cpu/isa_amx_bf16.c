@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* AMX-BF16: bf16 KV through the tile unit, 16 rows by 16 tokens (or 16 of D) at a time, the vectors
- * of AVX512-BF16 for what is not a product. The configuration of the tiles lasts for a group. */
+/* AMX-BF16: bf16 KV through the tile unit, the vectors of AVX512-BF16 for what is not a product.
+ * The configuration of the tiles lasts for a group. */
 #include "config.h"
 
-#include "isa_avx512.h"
+#include "kernel.h"
 
-#define DOT 2
-#define MAX_ROWS 16
-#define WIDE_ROWS 16
-#define WHOLE_PANELS 1
+#include "vec_avx512.h"
+
+#include "micro_amx.h"
 
 #include "tile.h"
 

@@ -2,11 +2,11 @@
 /* AVX-512 F, BW, DQ, VL: 24 accumulators of 16 floats, all KV types widened to f32. */
 #include "config.h"
 
-#include "isa_avx512.h"
+#include "kernel.h"
 
-#define MAX_ROWS 12
-#define WIDE_ROWS 6
-#define WHOLE_PANELS 0
+#include "vec_avx512.h"
+
+#include "micro_fma.h"
 
 #include "tile.h"
 

@@ -3,15 +3,11 @@
  * of an f32 FMA (AMD's cores), no gain where it runs at half of it (Intel's). */
 #include "config.h"
 
-#include "isa_avx512.h"
+#include "kernel.h"
 
-#define DOT 1
-#define MAX_ROWS 12
-#define WIDE_ROWS 6
-#define WHOLE_PANELS 0
-#define DOT_PAIRS(_acc, _v, _pair)                        \
-    ((vf)_mm512_dpbf16_ps((__m512)(_acc), (__m512bh)(_v), \
-                          (__m512bh)_mm512_set1_epi32((int)(_pair))))
+#include "vec_avx512.h"
+
+#include "micro_bf16.h"
 
 #include "tile.h"
 

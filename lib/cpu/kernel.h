@@ -35,8 +35,8 @@ typedef struct ideft_kernel {
     size_t scratch_bytes;                                  /* a thread */
 } ideft_kernel_t;
 
-extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_avx2, ideft_kernel_avx512,
-    ideft_kernel_avx512_bf16, ideft_kernel_amx_bf16;
+extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_vector, ideft_kernel_avx2,
+    ideft_kernel_avx512, ideft_kernel_avx512_bf16, ideft_kernel_amx_bf16;
 
 /* isa.c: the kernel for a KV type, of the instruction set that is asked for or the best one.
  * DEFT_ERR_UNSUPPORTED. */

@@ -1,190 +1,38 @@
 /* SPDX-License-Identifier: MIT */
-/* The vector kernel, compiled once an instruction set. The file that includes it defines
- *   VL                    floats a vector: 8 or 16
- *   MAX_ROWS, WIDE_ROWS   rows whose accumulators fit the registers with 2, with 4 vectors each
- *   VMAX(a, b)            lanewise; b where one is NaN
- *   HMAX(v)               largest lane
- *   ANY_ABOVE(v, x)       is a lane above x
- *   LOAD_F16(p)           VL halves as floats
- *   STORE_FIRST(p, v, n)  the first n lanes
- *   WHOLE_PANELS          all panels but the last of MAX_ROWS; else even ones
- *   DOT                   bf16 KV meets bf16 Q and P in dot products of pairs: tile_bf16.h, not
- *                         tile_fma.h
- *   REDUCE(v), SCALE(p, n)  v - nearest integer, p * 2^n, where there are instructions for them
+/* Attention of a group, the same for every instruction set that has vectors. Compiled once for
+ * each: a file isa_*.c includes its vectors (vec.h), its micro kernels (micro_*.h) and this.
  *
  * A group is computed for up to TILE_ROWS matrix rows at a time. Its KV goes through in tiles of
  * TILE columns (tokens): tokens of several runs, and of several small nodes, are packed into one
  * tile, in path order, so that lanes are not wasted on odd lengths and the sums are taken in an
  * order that does not depend on where the pool keeps the tokens. KV is used where it lies if it is
  * aligned; for many rows 16-bit KV is widened into the tile once, for few it is widened in
- * registers, which gives the same bits. Then for each panel of rows: scores (QK^T from rank-one
- * updates: one d of VL tokens times one d of each row), softmax in units of log2 with a running
- * maximum, and O += P V from rank-one updates again. Nothing is padded to the panel: a run's scores
- * are computed for the interval of rows that sees it. */
-#include <immintrin.h>
-#include <math.h>
+ * registers, which gives the same bits. Then for each panel of rows: scores, softmax in units of
+ * log2 with a running maximum, and O += P V. Nothing is padded to the panel: a run's scores are
+ * computed for the interval of rows that sees it.
+ *
+ * Micro kernels define
+ *   MAX_ROWS              rows of a panel; WIDE_ROWS: up to so many, four vectors are taken at once
+ *   WHOLE_PANELS          all panels but the last have MAX_ROWS; else even ones
+ *   RAW_PANELS            for more panels than these, K and V are widened into the tile
+ *   micro_t               what they keep of a pass (Q) and of a tile
+ *   pack_rows(w, from, r, n, factor)
+ *                         rows [r, r + n) of Q times factor, at most 8; from[8], which may be moved
+ *   place_values(w, stored, slot, n)
+ *                         V of the n tokens at `slot`, which become the next columns: where it lies
+ *                         then, which may be where it is stored
+ *   prepare_tile(w)       all columns are there
+ *   clear_values(w)       V of the tile again, with zeros where it is not finite
+ *   scores(w, r, n)       sc->s of the panel = rows [r, r + n) of Q times K
+ *   weight_v(x), keep_weights(sc, i, v, p)
+ *                         2^x for vector v of row i of the panel, and where that goes
+ *   add_values(w, r, n)   O of the rows = O * sc->alpha + the weights times V */
+#ifndef IDEFT_TILE_H
+#define IDEFT_TILE_H
 
-#include "kernel.h"
+#include "work.h"
 
-#define TILE IDEFT_TILE_TOKENS
-#define TILE_ROWS 128u
-#define MAX_D 256u
-#define MAX_CHAIN 128u        /* products that a score sums up one after the other */
-#define NV (TILE / VL)        /* vectors of a row of scores */
-#define BV (IDEFT_BLOCK / VL) /* vectors of a block of slots */
-
-typedef float vf __attribute__((vector_size(VL * 4), may_alias));
-typedef float vfu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(VL * 4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
-typedef uint32_t vuu __attribute__((vector_size(VL * 4), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* KV of the tile to come, asked for bit by bit while this one is computed. */
-typedef struct ahead {
-    const char *at;
-    uint32_t bytes;
-} ahead_t;
-
-typedef struct piece { /* tokens whose V adjoins */
-    const void *v;     /* of its first token; raw bf16: of the pair that it is in */
-    uint32_t n, slot;
-} piece_t;
-
-/* What a thread works in. q: [D][ldq], the rows of Q side by side, scale folded in. */
-typedef struct scratch {
-    float q[MAX_D * (TILE_ROWS + 16)] __attribute__((aligned(64)));
-    float o[TILE_ROWS * MAX_D] __attribute__((aligned(64)));
-    float kt[MAX_D * TILE] __attribute__((aligned(64)));
-    float vt[TILE * MAX_D] __attribute__((aligned(64)));
-    float s[MAX_ROWS * TILE] __attribute__((aligned(64)));
-    float d[TILE_ROWS * VL] __attribute__((aligned(64))); /* denominators, a partial sum a lane */
-    float m[TILE_ROWS], alpha[MAX_ROWS];
-#ifdef DOT
-    uint16_t q16[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* rows of Q */
-    uint16_t p16[MAX_ROWS * TILE] __attribute__((aligned(64)));
-#if DOT == 2
-    float edge[16 * MAX_D] __attribute__((aligned(64))); /* O of a panel that is not full */
-#endif
-    const char *v16; /* [pair of columns][D][2] of the tile, here or in the pool */
-#endif
-    int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
-    /* who sees a column: query rows [row_begin, row_end) from its path position on */
-    int32_t c_begin[TILE] __attribute__((aligned(64)));
-    int32_t c_end[TILE] __attribute__((aligned(64)));
-    int32_t c_pos[TILE] __attribute__((aligned(64)));
-    uint32_t c_slot[TILE];
-    const char *k[TILE / IDEFT_BLOCK]; /* blocks of K, here or in the pool */
-    deft_dtype_t form, v_form;         /* of the tile's K and V: f32, or as stored */
-    piece_t piece[TILE];
-    uint32_t n_piece, cols;
-    ahead_t ahead[2];    /* of K, of V */
-    uint32_t pace;       /* bytes of it an iteration */
-    uint32_t begin, end; /* rows that see any column, and */
-    bool uniform;        /* all columns have this interval */
-    bool small;          /* made of small nodes: others may join */
-} scratch_t;
-
-typedef struct work {
-    const ideft_attn_t *attn;
-    const unsigned char *k, *v; /* the head's planes */
-    scratch_t *sc;
-    uint32_t row0, rows, n; /* query rows of this pass; n matrix rows */
-    uint32_t ldq, D;
-    deft_dtype_t type;
-} work_t;
-
-/* ---- arithmetic ------------------------------------------------------------------------------ */
-
-INLINE vf splat(float x)
-{
-    return x - (vf){ 0 };
-}
-
-/* 2^x for x up to 100: error below 1e-7, 0 from -127 down, NaN stays. Polynomial on [-1/2, 1/2] by
- * Remez (that of Cephes' exp2f). */
-INLINE vf exp2_v(vf x)
-{
-#ifdef REDUCE
-    const vf f = REDUCE(x); /* 0 for infinite x */
-#else
-    const vf round = splat(12582912.0f);
-    x = VMAX(splat(-127.0f), x);
-    const vf big = x + round;
-    const vf f = x - (big - round);
-#endif
-    vf p = splat(1.535336188319500e-4f);
-    p = p * f + splat(1.339887440266574e-3f);
-    p = p * f + splat(9.618437357674640e-3f);
-    p = p * f + splat(5.550332471162809e-2f);
-    p = p * f + splat(2.402264791363012e-1f);
-    p = p * f + splat(6.931472028550421e-1f);
-    p = p * f + splat(1.0f);
-#ifdef REDUCE
-    return SCALE(p, x - f);
-#else
-    return p * (vf)(((vi)big << 23) + (127 << 23)); /* the low bits of big are the exponent */
-#endif
-}
-
-/* A weight: with P rounded to bf16 a polynomial with an error of 1.02e-4 is enough. p(0) is 1. */
-INLINE vf weight_v(vf x)
-{
-#ifdef DOT
-    const vf f = REDUCE(x);
-    vf p = splat(0.05500893506f);
-    p = p * f + splat(0.24221099814f);
-    p = p * f + splat(0.69328293097f);
-    p = p * f + splat(1.0f);
-    return SCALE(p, x - f);
-#else
-    return exp2_v(x);
-#endif
-}
-
-INLINE vf select_v(vi mask, vf a, vf b)
-{
-    return (vf)(((vi)a & mask) | ((vi)b & ~mask));
-}
-
-/* tanh: odd polynomial below 5/8 (Cephes' tanhf), 1 - 2 / (e^2x + 1) above. */
-INLINE vf tanh_v(vf x)
-{
-    const vf a = (vf)((vi)x & 0x7fffffff), z = x * x;
-    vf p = splat(-5.70498872745e-3f);
-    p = p * z + splat(2.06390887954e-2f);
-    p = p * z + splat(-5.37397155531e-2f);
-    p = p * z + splat(1.33314422036e-1f);
-    p = p * z + splat(-3.33332819422e-1f);
-    const vf small = p * z * x + x;
-    const vf e = exp2_v(a * splat(-2.0f * (float)IDEFT_LOG2E)); /* e^-2|x| */
-    const vf large = (splat(1.0f) - e) / (splat(1.0f) + e);
-    const vf signed_large = (vf)((vi)large | ((vi)x & (int32_t)0x80000000));
-    return select_v(a < splat(0.625f), small, signed_large);
-}
-
-INLINE float sum_lanes(const float *d)
-{
-    float sum = 0;
-    for (int i = 0; i < VL; i++)
-        sum += d[i];
-    return sum;
-}
-
-/* Bytes for a loop of n iterations to ask for: where to begin and how far to step each time. Asking
- * evenly over all of a tile's arithmetic is what lets memory and arithmetic overlap: a core can
- * only wait for some sixteen lines at once. */
-INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
-{
-    ahead_t *from = sc->ahead[0].bytes > 0 ? &sc->ahead[0] : &sc->ahead[1];
-    const uint32_t step = ideft_min(sc->pace, from->bytes / n);
-    const ahead_t take = { from->at, step };
-    const uint32_t took = step == sc->pace ? n * step : from->bytes;
-    from->at += took;
-    from->bytes -= took;
-    return take;
-}
+/* ---- asking for memory ----------------------------------------------------------------------- */
 
 /* Divide the bytes to be asked for over the iterations of this tile's loops. */
 static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
@@ -199,50 +47,12 @@ static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
     /* more than one line an iteration: memory binds, ask for the surplus at once */
     for (uint32_t i = 0, left = bytes; i < 2; i++)
         while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
-            _mm_prefetch(sc->ahead[i].at, _MM_HINT_T0);
+            PREFETCH(sc->ahead[i].at);
             sc->ahead[i].at += 64;
             sc->ahead[i].bytes -= 64;
             left -= 64;
         }
 }
-
-/* ---- micro kernels --------------------------------------------------------------------------- */
-
-INLINE vf low_half(vu pair)
-{
-    return (vf)(pair << 16);
-}
-
-INLINE vf high_half(vu pair)
-{
-    return (vf)(pair & 0xffff0000u);
-}
-
-/* Loops over accumulators, unrolled so that these stay in registers. */
-#define EACH_ROW _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)
-#define EACH_VEC _Pragma("GCC unroll 4") for (int c = 0; c < C; c++)
-
-/* Which (rows, vectors at once) a register file has room for. */
-#define UP_TO_6(_X, _C, _f) \
-    _X(1, _C, _f) _X(2, _C, _f) _X(3, _C, _f) _X(4, _C, _f) _X(5, _C, _f) _X(6, _C, _f)
-#define FROM_7(_X, _C, _f) \
-    _X(7, _C, _f) _X(8, _C, _f) _X(9, _C, _f) _X(10, _C, _f) _X(11, _C, _f) _X(12, _C, _f)
-#if VL == 16
-#define SHAPES(_X, _f) \
-    UP_TO_6(_X, 1, _f) FROM_7(_X, 1, _f) UP_TO_6(_X, 2, _f) FROM_7(_X, 2, _f) UP_TO_6(_X, 4, _f)
-#else
-#define SHAPES(_X, _f) UP_TO_6(_X, 1, _f) UP_TO_6(_X, 2, _f)
-#endif
-
-/* How many of n vectors are taken at once with these rows. */
-INLINE uint32_t at_once(uint32_t n, uint32_t rows)
-{
-    return n >= 4 && rows <= WIDE_ROWS ? 4 : n >= 2 ? 2 : 1;
-}
-
-#ifndef DOT
-#include "tile_fma.h"
-#endif
 
 /* ---- softmax --------------------------------------------------------------------------------- */
 
@@ -262,8 +72,8 @@ INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
 
 /* Row i of the panel, matrix row r: scores to weights, running maximum and denominator. The maximum
  * only has to keep 2^(s - m) in range: moving it for every larger score would cost a reduction and
- * a scaling of O for each tile. With DOT the weights go to p16 too; the denominator keeps their sum
- * before rounding, as errors of both signs cancel in O. */
+ * a scaling of O for each tile. Where weights are rounded, the denominator keeps their sum before:
+ * errors of both signs cancel in O. */
 INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
 {
     scratch_t *sc = w->sc;
@@ -279,10 +89,10 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
             x = select_v(visible(w, r, v), x, splat(-INFINITY));
         if (cap > 0 || masked)
             *(vf *)(s + v * VL) = x;
-        top = VMAX(x, top);
+        top = max_v(x, top);
     }
-    if (ANY_ABOVE(top, m + SLACK)) {
-        const float m_new = HMAX(top);
+    if (any_above(top, m + SLACK)) {
+        const float m_new = largest(top);
         const vf e = exp2_v(splat(m - m_new));
         alpha = e[0];
         sc->m[r] = m = m_new;
@@ -291,11 +101,8 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
     vf sum = splat(0.0f);
     for (uint32_t v = 0; v < nv; v++) {
         const vf p = weight_v(*(vf *)(s + v * VL) - base);
-        *(vf *)(s + v * VL) = p;
+        keep_weights(sc, i, v, p);
         sum += p;
-#ifdef DOT
-        ROUND_BF16(sc->p16 + i * TILE + v * VL, p);
-#endif
     }
     vf *d = (vf *)(sc->d + r * VL);
     *d = *d * alpha + sum;
@@ -347,44 +154,7 @@ static bool values_finite(const work_t *w)
     return any == 0;
 }
 
-#ifdef DOT
-#include "tile_bf16.h"
-#endif
-
-INLINE float stored_value(const work_t *w, uint32_t col, uint32_t d)
-{
-    return ideft_element_load(w->type, w->v, ideft_v_index(w->type, w->D, w->sc->c_slot[col], d));
-}
-
-/* For a masked tile with an infinite or NaN in V: V once more with zeros in their place, which
- * leaves the rows that do not see them with the bits that they always have. Slow, and rare. */
-static void clear_bad_values(const work_t *w)
-{
-    scratch_t *sc = w->sc;
-#ifdef DOT
-    memset(sc->vt, 0, sizeof(sc->vt));
-#endif
-    for (uint32_t c = 0; c < sc->cols; c++) {
-        for (uint32_t d = 0; d < w->D; d++) {
-            const float v = stored_value(w, c, d);
-#ifdef DOT
-            ((uint16_t *)sc->vt)[((size_t)(c / 2) * w->D + d) * 2 + c % 2] =
-                isfinite(v) ? ideft_f32_to_bf16(v) : 0;
-#else
-            sc->vt[(size_t)c * w->D + d] = isfinite(v) ? v : 0.0f;
-#endif
-        }
-    }
-#ifdef DOT
-    sc->v16 = (const char *)sc->vt;
-#else
-    sc->piece[0] = (piece_t){ sc->vt, sc->cols, 0 };
-    sc->n_piece = 1;
-    sc->v_form = DEFT_F32;
-#endif
-}
-
-/* Add what clear_bad_values() left out, for the rows that do see it. */
+/* Add what clear_values() left out, for the rows that do see it. */
 static void add_bad_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
@@ -432,12 +202,9 @@ static void flush(const work_t *w)
     const bool masked = needs_mask(w), bad = masked && !values_finite(w);
     uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
     set_pace(w, panels, (last - first + panels - 1) / panels);
-#ifdef DOT
-    pair_values(w);
-#endif
-    sc->v_form = sc->form;
-    if (bad)
-        clear_bad_values(w);
+    prepare_tile(w);
+    if (bad) /* slow, and rare: so rows that do not see such a token have their usual bits */
+        clear_values(w);
     for (uint32_t r = first, n; r < last; r += n, panels--) {
         n = WHOLE_PANELS ? ideft_min(MAX_ROWS, last - r) : (last - r + panels - 1) / panels;
         scores(w, r, n);
@@ -467,17 +234,17 @@ static void widen_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
         if (w->type == DEFT_F32) {
             const float *k = (const float *)w->k + at + part;
             for (uint32_t d = 0; d < w->D; d++, k += IDEFT_BLOCK, t += IDEFT_BLOCK)
-                STORE_FIRST(t, *(const vfu *)k, lanes);
+                store_first(t, *(const vfu *)k, lanes);
         } else if (w->type == DEFT_F16) {
             const uint16_t *k = (const uint16_t *)w->k + at + part;
             for (uint32_t d = 0; d < w->D; d++, k += IDEFT_BLOCK, t += IDEFT_BLOCK)
-                STORE_FIRST(t, LOAD_F16(k), lanes);
+                store_first(t, load_f16(k), lanes);
         } else {
             const uint16_t *k = (const uint16_t *)w->k + at + 2 * part;
             for (uint32_t d = 0; d < w->D; d += 2, k += 2 * IDEFT_BLOCK, t += 2 * IDEFT_BLOCK) {
                 const vu pair = *(const vuu *)k;
-                STORE_FIRST(t, low_half(pair), lanes);
-                STORE_FIRST(t + IDEFT_BLOCK, high_half(pair), lanes);
+                store_first(t, low_half(pair), lanes);
+                store_first(t + IDEFT_BLOCK, high_half(pair), lanes);
             }
         }
     }
@@ -495,36 +262,6 @@ static void copy_k(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
     for (uint32_t i = 0; i < rows; i++, k += block, to += block)
         memcpy(to, k, n * lane);
 }
-
-#ifndef DOT
-static void widen_v(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
-{
-    float *to = w->sc->vt + (size_t)col * w->D;
-    if (w->type == DEFT_F16) {
-        const uint16_t *v = (const uint16_t *)w->v + (size_t)slot * w->D;
-        for (size_t e = 0; e < (size_t)n * w->D; e += VL)
-            *(vfu *)(to + e) = LOAD_F16(v + e);
-        return;
-    }
-    const uint16_t *v = (const uint16_t *)w->v + (size_t)(slot / 2) * 2 * w->D;
-    uint32_t i = 0;
-    if (slot % 2 != 0) {
-        for (uint32_t d = 0; d < w->D; d += VL)
-            *(vfu *)(to + d) = high_half(*(const vuu *)(v + 2 * d));
-        v += 2 * w->D;
-        i++;
-    }
-    for (; i + 2 <= n; i += 2, v += 2 * w->D)
-        for (uint32_t d = 0; d < w->D; d += VL) {
-            const vu pair = *(const vuu *)(v + 2 * d);
-            *(vfu *)(to + (size_t)i * w->D + d) = low_half(pair);
-            *(vfu *)(to + (size_t)(i + 1) * w->D + d) = high_half(pair);
-        }
-    for (uint32_t d = 0; i < n && d < w->D; d += VL)
-        *(vfu *)(to + (size_t)i * w->D + d) = low_half(*(const vuu *)(v + 2 * d));
-}
-
-#endif
 
 /* K of columns [cols, cols + n): a whole block where it lies if its form allows. */
 static void put_k(const work_t *w, uint32_t slot, uint32_t n)
@@ -551,12 +288,7 @@ static void put_v(const work_t *w, uint32_t slot, uint32_t n)
     const size_t elem = ideft_element_bytes(w->type);
     piece_t *last = sc->n_piece > 0 ? &sc->piece[sc->n_piece - 1] : NULL;
     const void *v = w->v + (size_t)(w->type == DEFT_BF16 ? slot & ~1u : slot) * w->D * elem;
-#ifndef DOT
-    if (sc->form != w->type) {
-        widen_v(w, sc->cols, slot, n);
-        v = sc->vt + (size_t)sc->cols * w->D;
-    }
-#endif
+    v = place_values(w, v, slot, n);
     if (last != NULL && last->slot + last->n == slot) {
         last->n += n;
         return;
@@ -593,12 +325,6 @@ static void look_ahead(const work_t *w, uint32_t slot, uint32_t n)
     w->sc->ahead[1] = (ahead_t){ (const char *)w->v + (size_t)slot * w->D * elem, (uint32_t)bytes };
 }
 
-/* Up to so many panels of rows widen 16-bit KV in registers, each for itself. */
-#ifdef DOT
-#define RAW_PANELS (TILE_ROWS / MAX_ROWS + 1)
-#else
-#define RAW_PANELS 2u
-#endif
 #define SMALL 16u /* tokens of a node that shares a tile with others */
 
 /* A run, for the rows of this pass. */
@@ -644,27 +370,6 @@ static void add_seg(const work_t *w, const ideft_seg_t *seg)
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-INLINE void transpose8(const float *const *from, float *to, size_t ld, __m256 scale)
-{
-    __m256 a[8], b[8];
-    for (int i = 0; i < 8; i++)
-        a[i] = _mm256_mul_ps(_mm256_loadu_ps(from[i]), scale);
-    for (int i = 0; i < 4; i++) {
-        b[2 * i] = _mm256_unpacklo_ps(a[2 * i], a[2 * i + 1]);
-        b[2 * i + 1] = _mm256_unpackhi_ps(a[2 * i], a[2 * i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {
-        a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
-        a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xee);
-        a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-        a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(to + i * ld, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps(to + (i + 4) * ld, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
-    }
-}
-
 /* Q of the pass side by side: scores come out in units of log2, or of the soft cap. */
 static void load_rows(work_t *w, uint32_t head)
 {
@@ -683,22 +388,14 @@ static void load_rows(work_t *w, uint32_t head)
             sc->row[mr] = (int32_t)row;
             sc->pos[mr] = (int32_t)info->pos;
         }
-#ifdef DOT
         pack_rows(w, from, r, ideft_min(8, w->n - r), factor);
-        continue;
-#endif
-        for (uint32_t d = 0; d < g->D; d += 8) {
-            transpose8(from, sc->q + (size_t)d * w->ldq + r, w->ldq, _mm256_set1_ps(factor));
-            for (uint32_t i = 0; i < 8; i++)
-                from[i] += 8;
-        }
     }
     memset(sc->o, 0, (size_t)w->n * g->D * sizeof(float));
     memset(sc->d, 0, (size_t)w->n * VL * sizeof(float));
     for (uint32_t r = 0; r < w->n; r++)
         sc->m[r] = -INFINITY;
     sc->cols = sc->n_piece = 0;
-    sc->ahead[0] = sc->ahead[1] = (ahead_t){ (const char *)sc->q, 0 };
+    sc->ahead[0] = sc->ahead[1] = (ahead_t){ (const char *)sc->o, 0 };
 }
 
 static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)
@@ -730,3 +427,5 @@ static void merge_row(const ideft_attn_t *attn, uint32_t row)
 {
     ideft_attn_merge(attn, row);
 }
+
+#endif

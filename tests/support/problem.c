@@ -492,7 +492,7 @@ size_t problem_lanes(deft_dtype_t type, lane_t *lanes)
         return n;
     }
     lanes[n++] = (lane_t){ DEFT_DEVICE_CPU, DEFT_ISA_SCALAR };
-    for (int isa = DEFT_ISA_AVX2; isa <= DEFT_ISA_AMX_BF16; isa++) {
+    for (int isa = DEFT_ISA_VECTOR; isa <= DEFT_ISA_AMX_BF16; isa++) {
         deft_config_t cfg = t_config(64);
         world_t *w = NULL;
         deft_status_t status;

@@ -490,10 +490,10 @@ deft_status_t t_layer(deft_step_t step, uint32_t layer, const void *q, const voi
 
 const char *t_isa_name(deft_isa_t isa)
 {
-    static const char *const names[] = { "best",   "scalar",      "avx2",
+    static const char *const names[] = { "best",   "scalar",      "vector",  "avx2",
                                          "avx512", "avx512_bf16", "amx_bf16" };
 
-    return (unsigned)isa < 6 ? names[isa] : "?";
+    return (unsigned)isa < 7 ? names[isa] : "?";
 }
 
 const char *t_type_name(deft_dtype_t type)

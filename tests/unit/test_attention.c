@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STEPS = 24, N_ISA = 6 };
+enum { MAX_STEPS = 24, N_ISA = DEFT_ISA_AMX_BF16 + 1 };
 
 /* ---- running a problem ---- */
 

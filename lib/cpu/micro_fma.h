@@ -1,7 +1,102 @@
 /* SPDX-License-Identifier: MIT */
-/* Scores and outputs by fused multiply-adds of floats: sums of rank-one updates, KV of 16 bits
- * widened in registers. Part of tile.h; tile_bf16.h takes its place where pairs of bf16 are
- * multiplied. */
+/* Micro kernels (tile.h) by fused multiply-adds of floats: sums of rank-one updates, KV of 16 bits
+ * widened in registers, or in the tile where many rows share it. */
+#ifndef IDEFT_MICRO_FMA_H
+#define IDEFT_MICRO_FMA_H
+
+#include "shapes.h"
+
+#define WHOLE_PANELS 0
+#define RAW_PANELS 2u  /* up to so many panels of rows widen in registers, each for itself */
+#define MAX_CHAIN 128u /* products that a score sums up one after the other */
+
+#define Q_ROWS 144u /* 128, and room for the last 8 that are packed */
+
+typedef struct micro {
+    float q[256 * Q_ROWS] __attribute__((aligned(64))); /* [D][ldq] the rows of Q side by side */
+    deft_dtype_t v_form;                                /* of the tile's V: f32, or as stored */
+} micro_t;
+
+#include "work.h"
+
+/* ---- Q and V --------------------------------------------------------------------------------- */
+
+static void pack_rows(const work_t *w, const float **from, uint32_t r, uint32_t n, float factor)
+{
+    (void)n; /* those after the last are copies of it */
+    for (uint32_t d = 0; d < w->D; d += 8) {
+        transpose8(from, w->sc->micro.q + (size_t)d * w->ldq + r, w->ldq, factor);
+        for (uint32_t i = 0; i < 8; i++)
+            from[i] += 8;
+    }
+}
+
+static void widen_v(const work_t *w, uint32_t col, uint32_t slot, uint32_t n)
+{
+    float *to = w->sc->vt + (size_t)col * w->D;
+    if (w->type == DEFT_F16) {
+        const uint16_t *v = (const uint16_t *)w->v + (size_t)slot * w->D;
+        for (size_t e = 0; e < (size_t)n * w->D; e += VL)
+            *(vfu *)(to + e) = load_f16(v + e);
+        return;
+    }
+    const uint16_t *v = (const uint16_t *)w->v + (size_t)(slot / 2) * 2 * w->D;
+    uint32_t i = 0;
+    if (slot % 2 != 0) {
+        for (uint32_t d = 0; d < w->D; d += VL)
+            *(vfu *)(to + d) = high_half(*(const vuu *)(v + 2 * d));
+        v += 2 * w->D;
+        i++;
+    }
+    for (; i + 2 <= n; i += 2, v += 2 * w->D)
+        for (uint32_t d = 0; d < w->D; d += VL) {
+            const vu pair = *(const vuu *)(v + 2 * d);
+            *(vfu *)(to + (size_t)i * w->D + d) = low_half(pair);
+            *(vfu *)(to + (size_t)(i + 1) * w->D + d) = high_half(pair);
+        }
+    for (uint32_t d = 0; i < n && d < w->D; d += VL)
+        *(vfu *)(to + (size_t)i * w->D + d) = low_half(*(const vuu *)(v + 2 * d));
+}
+
+static const void *place_values(const work_t *w, const void *stored, uint32_t slot, uint32_t n)
+{
+    if (w->sc->form == w->type)
+        return stored;
+    widen_v(w, w->sc->cols, slot, n);
+    return w->sc->vt + (size_t)w->sc->cols * w->D;
+}
+
+static void prepare_tile(const work_t *w)
+{
+    w->sc->micro.v_form = w->sc->form;
+}
+
+static void clear_values(const work_t *w)
+{
+    scratch_t *sc = w->sc;
+    for (uint32_t c = 0; c < sc->cols; c++)
+        for (uint32_t d = 0; d < w->D; d++) {
+            const float v = stored_value(w, c, d);
+            sc->vt[(size_t)c * w->D + d] = isfinite(v) ? v : 0.0f;
+        }
+    sc->piece[0] = (piece_t){ sc->vt, sc->cols, 0 };
+    sc->n_piece = 1;
+    sc->micro.v_form = DEFT_F32;
+}
+
+/* ---- weights --------------------------------------------------------------------------------- */
+
+INLINE vf weight_v(vf x)
+{
+    return exp2_v(x);
+}
+
+INLINE void keep_weights(scratch_t *sc, uint32_t i, uint32_t v, vf p)
+{
+    *(vf *)(sc->s + i * TILE + v * VL) = p;
+}
+
+/* ---- products -------------------------------------------------------------------------------- */
 
 /* Bytes from one d to the next (bf16: to the next pair) in a block of K. */
 INLINE uint32_t k_step(const deft_dtype_t form)
@@ -24,12 +119,12 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
             EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
             EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
         }
-        _mm_prefetch(ahead.at, _MM_HINT_T0);
+        PREFETCH(ahead.at);
         ahead.at += ahead.bytes;
         if (form == DEFT_F32) {
             EACH_VEC kv[c] = *(const vfu *)(k[c] + at);
         } else if (form == DEFT_F16) {
-            EACH_VEC kv[c] = LOAD_F16(k[c] + at);
+            EACH_VEC kv[c] = load_f16(k[c] + at);
         } else {
             EACH_VEC pair[c] = *(const vuu *)(k[c] + at);
             EACH_VEC kv[c] = low_half(pair[c]);
@@ -60,12 +155,12 @@ INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const flo
         const size_t row = D * ideft_lane_bytes(form); /* bf16: a pair of tokens */
         const char *v = (const char *)piece[i].v + at * ideft_lane_bytes(form);
         for (uint32_t t = 0; t < n; v += row) {
-            _mm_prefetch(ahead.at, _MM_HINT_T0);
+            PREFETCH(ahead.at);
             ahead.at += ahead.bytes;
             if (form == DEFT_F32) {
                 EACH_VEC vv[c] = *(const vfu *)(v + c * VL * 4);
             } else if (form == DEFT_F16) {
-                EACH_VEC vv[c] = LOAD_F16(v + c * VL * 2);
+                EACH_VEC vv[c] = load_f16(v + c * VL * 2);
             } else {
                 vu pair[4];
                 EACH_VEC pair[c] = *(const vuu *)(v + c * VL * 4);
@@ -128,7 +223,8 @@ static void scores(const work_t *w, uint32_t r, uint32_t n)
         k[i] = sc->k[i / BV] + i % BV * VL * lane;
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
-        qk[sc->form][take][n](sc->q + r, w->ldq, k + c, w->D, sc->s + c * VL, take_ahead(sc, w->D));
+        qk[sc->form][take][n](sc->micro.q + r, w->ldq, k + c, w->D, sc->s + c * VL,
+                              take_ahead(sc, w->D));
     }
 }
 
@@ -138,7 +234,9 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
     const uint32_t nv = w->D / VL;
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
-        pv[sc->v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha,
-                                sc->o + (size_t)r * w->D, c * VL, take_ahead(sc, sc->cols));
+        pv[sc->micro.v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha,
+                                      sc->o + (size_t)r * w->D, c * VL, take_ahead(sc, sc->cols));
     }
 }
+
+#endif
