@@ -223,8 +223,10 @@ static void put_tiles(builder_t *b, const ideft_group_t *group)
         ;
     if (b->n_tiles > 0 && !by_tiles(b))
         b->rec->share = IDEFT_SHARE_BOTH;
-    for (bool any = !by_tiles(b); any;)
-        any = put_tile(b, &own[0]) | put_tile(b, &own[1]);
+    for (bool any = !by_tiles(b); any;) {
+        any = put_tile(b, &own[0]);
+        any = put_tile(b, &own[1]) || any;
+    }
     if (b->n_tiles == 0) { /* none of these rows sees anything: a tile of no tokens */
         b->last = b->final[0] = b->n_copies;
         b->copies[b->n_copies++] =

@@ -40,6 +40,46 @@ need_to_test() {
     need libc6-dbg test -d /usr/lib/debug/.build-id
 }
 
+# Other compilers and machines, for the stages of tests/run.sh that have them.
+need_to_cross() {
+    need clang-14 command -v clang-14
+    need musl-tools command -v musl-gcc
+    need gcc-aarch64-linux-gnu command -v aarch64-linux-gnu-gcc
+    need libc6-dev-arm64-cross test -d /usr/aarch64-linux-gnu/include
+    need gcc-i686-linux-gnu command -v i686-linux-gnu-gcc
+    need libc6-dev-i386-cross test -d /usr/i686-linux-gnu/include
+    need qemu-user-static command -v qemu-aarch64-static
+}
+
+# Static libraries of another architecture: packages are fetched and unpacked below a directory. The
+# lists of the system stay as they are.
+fetch_foreign() { # directory, architecture, package...
+    root=$1
+    arch=$2
+    shift 2
+    test ! -f "$root/complete" || return 0
+    command -v apt-get >/dev/null || return 1
+    mkdir -p "$root/apt/lists/partial" "$root/apt/archives/partial"
+    : >"$root/apt/status"
+    cat >"$root/apt/conf" <<EOF
+APT::Architecture "$arch";
+APT::Architectures { "$arch"; };
+APT::Sandbox::User "root";
+Dir::State "$root/apt";
+Dir::State::lists "$root/apt/lists";
+Dir::State::status "$root/apt/status";
+Dir::Cache "$root/apt";
+Debug::NoLocking "1";
+EOF
+    (
+        cd "$root/apt"
+        APT_CONFIG=$root/apt/conf
+        export APT_CONFIG
+        apt-get -q update || : # not all of it may be needed
+        apt-get -q download "$@" && for package in ./*.deb; do dpkg-deb -x "$package" "$root"; done
+    ) && find "$root" -name '*.so*' -delete && : >"$root/complete"
+}
+
 # Install what is missing, or say what that is and go on: the build says what it cannot do without.
 install_missing() { # log file
     test -n "$missing" || return 0

@@ -10,7 +10,7 @@ AC_DEFUN([DEFT_CHECK_FLAG], [
     AC_MSG_RESULT([$deft_ok])
     AS_IF([test $deft_ok = yes], [$2], [$3])])
 
-# DEFT_CHECK_ISA(NAME, FLAGS, EXPRESSION): can the compiler make code for it? Whether the machine
+# DEFT_CHECK_ISA(NAME, FLAGS, STATEMENT): can the compiler make code for it? Whether the machine
 # has it is asked at run time. Sets DEFT_NAME_CFLAGS, HAVE_NAME and the conditional HAVE_NAME.
 AC_DEFUN([DEFT_CHECK_ISA], [
     AC_MSG_CHECKING([whether $CC makes $1 code])
@@ -18,12 +18,8 @@ AC_DEFUN([DEFT_CHECK_ISA], [
     CFLAGS="$CFLAGS $2"
     AC_LINK_IFELSE([AC_LANG_PROGRAM([[
         #include <immintrin.h>
-        typedef float __v8sf __attribute__((vector_size(32)));]], [[$3;]])],
+        static volatile int some;]], [[$3;]])],
         [deft_have_$1=yes], [deft_have_$1=no])
-    AS_IF([test "$1" = AVX2], [
-        AC_COMPILE_IFELSE([AC_LANG_PROGRAM([[#include <immintrin.h>]],
-            [[(void)_mm256_fmadd_ps(_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps());]])],
-            [deft_have_$1=yes], [deft_have_$1=no])])
     CFLAGS=$deft_save_CFLAGS
     AC_MSG_RESULT([$deft_have_$1])
     AS_IF([test $deft_have_$1 = yes], [

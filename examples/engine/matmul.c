@@ -56,17 +56,22 @@
 #pragma GCC pop_options
 #endif
 
-/* DEFT_ISA in the environment holds the engine down as it does the library: 0 for ref to 4. */
+#ifdef HAVE_TARGETS
+enum { SCALAR, VECTOR, AVX2, AVX512, AVX512_BF16, AMX_BF16 };
+
+/* DEFT_ISA in the environment holds the engine down as it does the library. */
 static int highest_set(void)
 {
-    static const char *const names[] = { "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16" };
+    static const char *const names[] = { "scalar", "vector",      "avx2",
+                                         "avx512", "avx512_bf16", "amx_bf16" };
     const char *isa = getenv("DEFT_ISA");
 
-    for (int i = 0; isa && i < 5; i++)
+    for (int i = SCALAR; isa && i <= AMX_BF16; i++)
         if (strcmp(isa, names[i]) == 0)
             return i;
-    return 4;
+    return AMX_BF16;
 }
+#endif
 
 /* The best of this machine. Integer products come with the sets that have bf16 ones. */
 static kernels_t best_kernels(void)
@@ -75,14 +80,15 @@ static kernels_t best_kernels(void)
 #ifdef HAVE_TARGETS
     const int highest = highest_set();
 
-    if (highest >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    if (highest >= AVX2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         k = (kernels_t){ "avx2", panel_avx2, swiglu_avx2, add_norm_avx2, NULL, NULL };
-    if (highest >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (highest >= AVX512 && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
         k = (kernels_t){ "avx512", panel_avx512, swiglu_avx512, add_norm_avx512, NULL, NULL };
-    if (highest >= 3)
+    if (highest >= AVX512_BF16)
         matmul_vnni(&k);
-    if (highest >= 4)
+    if (highest >= AMX_BF16)
         matmul_amx(&k);
 #endif
     return k;

@@ -17,6 +17,8 @@
 
 /* ---- what the processor has ------------------------------------------------------------------ */
 
+#define MAYBE __attribute__((unused)) /* a compiler that cannot make a set leaves its test unused */
+
 #if defined(__x86_64__) || defined(__i386__)
 /* Bit `bit` of ecx (word 2) or edx (word 3) of a leaf of cpuid. */
 static bool has_bit(unsigned leaf, int word, int bit)
@@ -25,18 +27,18 @@ static bool has_bit(unsigned leaf, int word, int bit)
     return __get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3]) != 0 && (r[word] >> bit & 1) != 0;
 }
 
-static bool has_avx2(void)
+MAYBE static bool has_avx2(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_bit(1, 2, 29);
 }
 
-static bool has_avx512(void)
+MAYBE static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-static bool has_avx512_bf16(void)
+MAYBE static bool has_avx512_bf16(void)
 {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
@@ -54,7 +56,7 @@ static bool amx_permitted(void)
 #endif
 }
 
-static bool has_amx_bf16(void)
+MAYBE static bool has_amx_bf16(void)
 {
     return has_avx512_bf16() && has_bit(7, 3, 22) && has_bit(7, 3, 24) && amx_permitted();
 }
@@ -65,16 +67,14 @@ static bool always(void)
     return true;
 }
 
+#if defined(__x86_64__) || defined(__i386__)
 /* vdpbf16ps has half the throughput of an f32 FMA on Intel's cores, twice on AMD's: without being
  * asked for, it is taken only on the latter. */
-static bool amd_alone(void)
+MAYBE static bool is_amd(void)
 {
-#if defined(__x86_64__) || defined(__i386__)
     return __builtin_cpu_is("amd");
-#else
-    return false;
-#endif
 }
+#endif
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
@@ -93,7 +93,7 @@ static const struct {
     { &ideft_kernel_avx512, has_avx512, always },
 #endif
 #ifdef HAVE_AVX512_BF16
-    { &ideft_kernel_avx512_bf16, has_avx512_bf16, amd_alone },
+    { &ideft_kernel_avx512_bf16, has_avx512_bf16, is_amd },
 #endif
 #ifdef HAVE_AMX_BF16
     { &ideft_kernel_amx_bf16, has_amx_bf16, always },

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <time.h>
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -310,10 +311,27 @@ double bench_read_gbs(size_t bytes, int threads)
     return (double)bytes / bench_median(t, SWEEPS) * 1e-9;
 }
 
-#if defined(__x86_64__)
 static volatile float sink;
 
 #define FMA_ROUNDS 1000000
+
+/* 4 lanes, in what the compiler takes for it: fused where it may. */
+static double fma_4(void)
+{
+    typedef float lanes_t __attribute__((vector_size(16)));
+    lanes_t a[12], b = { 0.999f, 0.999f, 0.999f, 0.999f };
+    for (int i = 0; i < 12; i++)
+        a[i] = b * (float)i;
+    for (int n = 0; n < FMA_ROUNDS; n++)
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++)
+            a[i] = a[i] * b + b;
+    for (int i = 0; i < 12; i++)
+        sink = sink + a[i][0];
+    return 12.0 * 8 * FMA_ROUNDS;
+}
+
+#if defined(__x86_64__)
 __attribute__((target("avx512f"))) static double fma_avx512(void)
 {
     __m512 a[12], b = _mm512_set1_ps(0.999f);
@@ -390,10 +408,12 @@ __attribute__((target("amx-tile,amx-bf16"))) static double amx_bf16(void)
 
 static int has_amx(void)
 {
-    unsigned a, b, c, d;
-    __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(0));
+    unsigned a, b, c, d = 0;
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
     return (d >> 22 & 1) && (d >> 24 & 1) && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
+
+#endif
 
 typedef struct peak {
     double (*fn)(void);
@@ -432,6 +452,39 @@ deft_dtype_t bench_type(const char *name)
     bench_die("type \"%s\": f32, f16 or bf16", name);
 }
 
+deft_isa_t bench_isa(const char *name)
+{
+    static const char *const names[] = { "best",   "scalar",      "vector",  "avx2",
+                                         "avx512", "avx512_bf16", "amx_bf16" };
+
+    for (int i = DEFT_ISA_BEST; i <= DEFT_ISA_AMX_BF16; i++)
+        if (strcmp(name, names[i]) == 0)
+            return (deft_isa_t)i;
+    bench_die("instruction set \"%s\": best, scalar, vector, avx2, avx512, avx512_bf16 or amx_bf16",
+              name);
+}
+
+/* Floats of f32 or of bf16 by the best instructions of this processor. */
+static double peak_now(int threads, int bf16)
+{
+    double best = peak_of(fma_4, threads);
+#if defined(__x86_64__)
+    double (*const fns[])(void) = {
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? fma_avx2 : NULL,
+        __builtin_cpu_supports("avx512f") ? fma_avx512 : NULL,
+        bf16 && __builtin_cpu_supports("avx512bf16") ? dot_bf16 : NULL,
+        bf16 && has_amx() ? amx_bf16 : NULL,
+    };
+    for (size_t i = 0; i < sizeof(fns) / sizeof(*fns); i++) {
+        const double now = fns[i] == NULL ? 0 : peak_of(fns[i], threads);
+        best = now > best ? now : best;
+    }
+#else
+    (void)bf16;
+#endif
+    return best;
+}
+
 /* Measured again at every call, the best so far counts: a moment in which someone else had the core
  * must not make everything look fast. */
 double bench_peak_gflops(int threads, int bf16)
@@ -441,23 +494,8 @@ double bench_peak_gflops(int threads, int bf16)
     if (known_threads != threads)
         best[0] = best[1] = 0;
     known_threads = threads;
-    double now = peak_of(__builtin_cpu_supports("avx512f") ? fma_avx512 : fma_avx2, threads);
-    best[0] = now > best[0] ? now : best[0];
+    const double now = peak_now(threads, bf16);
+    best[!!bf16] = now > best[!!bf16] ? now : best[!!bf16];
     best[1] = best[0] > best[1] ? best[0] : best[1];
-    if (bf16 && __builtin_cpu_supports("avx512bf16")) {
-        now = peak_of(dot_bf16, threads);
-        best[1] = now > best[1] ? now : best[1];
-    }
-    if (bf16 && has_amx()) {
-        now = peak_of(amx_bf16, threads);
-        best[1] = now > best[1] ? now : best[1];
-    }
     return best[!!bf16];
 }
-#else
-double bench_peak_gflops(int threads, int bf16)
-{
-    (void)bf16;
-    return 8.0 * threads; /* no measurement for this processor: four lanes at a gigahertz */
-}
-#endif

@@ -66,6 +66,7 @@ double bench_read_gbs(size_t bytes, int threads);
 
 /* "f32", "f16" or "bf16"; dies of anything else. */
 deft_dtype_t bench_type(const char *name);
+deft_isa_t bench_isa(const char *name);
 
 /* Peak of the best instructions for the type: FMA for f32; AMX, vdpbf16ps or FMA for bf16. */
 double bench_peak_gflops(int threads, int bf16);

@@ -9,6 +9,7 @@
 #include "config.h"
 
 #include "bench_attend.h"
+#include "util.h"
 
 #include <getopt.h>
 #include <math.h>
@@ -30,19 +31,6 @@ typedef struct run {
 
 /* ---- verifying ------------------------------------------------------------------------------- */
 
-static float stored(deft_dtype_t type, float x)
-{
-    if (type == DEFT_F16)
-        return (float)(_Float16)x;
-    if (type == DEFT_BF16) {
-        uint32_t bits;
-        memcpy(&bits, &x, 4);
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-        memcpy(&x, &bits, 4);
-    }
-    return x;
-}
-
 /* One query head of one leaf in double: its path from the leaf up, the KV made anew. */
 static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h, double *out)
 {
@@ -61,11 +49,11 @@ static void reference(const run_t *run, size_t leaf, uint32_t layer, uint32_t h,
             score[t] = 0;
             bench_values(values, n, layer, BENCH_K, node, (int32_t)(info.start + i));
             for (uint32_t d = 0; d < D; d++)
-                score[t] += (double)q[d] * stored(c->type, values[kv_head * D + d]);
+                score[t] += (double)q[d] * t_round(values[kv_head * D + d], c->type);
             score[t] /= sqrt(D);
             bench_values(values, n, layer, BENCH_V, node, (int32_t)(info.start + i));
             for (uint32_t d = 0; d < D; d++)
-                v[t * D + d] = stored(c->type, values[kv_head * D + d]);
+                v[t * D + d] = t_round(values[kv_head * D + d], c->type);
         }
     }
     bench_softmax_v(score, v, t, D, out);
@@ -364,8 +352,8 @@ static int usage(int status)
             "usage: deft_bench attend [--tree 1,20/4000,200]... [--heads 32/8]... [--dim N] [--kv "
             "f32|f16|bf16]...\n"
             "                         [--table FILE] [--backend cpu|cuda] [--threads N] [--isa "
-            "2..5] [--reps N]\n"
-            "                         [--auto] [--prefill] [--json]\n"
+            "avx2]\n"
+            "                         [--reps N] [--auto] [--prefill] [--json]\n"
             "Time of one layer's tree attention beside its limit, every split verified first.\n");
     return status;
 }
@@ -421,7 +409,7 @@ int bench_attend(int argc, char **argv)
         else if (c == 'n')
             opt.threads = (uint32_t)atoi(optarg);
         else if (c == 'i')
-            opt.isa = (deft_isa_t)atoi(optarg);
+            opt.isa = bench_isa(optarg);
         else if (c == 'r')
             opt.reps = atoi(optarg);
         else if (c == 'b' && (strcmp(optarg, "cpu") == 0 || strcmp(optarg, "cuda") == 0))

@@ -57,7 +57,7 @@ START_TEST(test_tree_fork_refuses)
     plant();
     REFUSED(deft_tree_fork(t->tree, t->root->h, 0, kids), DEFT_ERR_INVAL);
     REFUSED(deft_tree_fork(t->tree, t->root->h, SIZE_MAX, kids), DEFT_ERR_INVAL);
-    REFUSED(deft_tree_fork(t->tree, t->root->h, SIZE_MAX / 8, kids), DEFT_ERR_INVAL);
+    REFUSED(deft_tree_fork(t->tree, t->root->h, SIZE_MAX / 3, kids), DEFT_ERR_INVAL);
     REFUSED(deft_tree_fork(t->tree, t->root->h, 1, NULL), DEFT_ERR_INVAL);
     REFUSED(deft_tree_fork(t->tree, DEFT_NODE_NONE, 1, kids), DEFT_ERR_STALE);
     REFUSED(deft_tree_fork(t->tree, t2->root->h, 1, kids), DEFT_ERR_FOREIGN);
