@@ -151,69 +151,58 @@ END_TEST
 /* ---- what they are to the process ---- */
 
 #ifdef __linux__
-/* Of each thread but the first: its name, and the signals that it blocks. */
-static size_t look_at_threads(size_t *named, size_t *deaf)
+/* Threads of the library, by their name (a sanitizer has some of its own), and how many of them
+ * block signals. */
+static size_t look_at_threads(size_t *deaf)
 {
     DIR *dir = opendir("/proc/self/task");
     size_t n = 0;
 
-    *named = *deaf = 0;
+    *deaf = 0;
     ck_assert_ptr_nonnull(dir);
     for (const struct dirent *e; (e = readdir(dir)) != NULL;) {
         char path[300], line[256];
         unsigned long long blocked = 0;
+        bool ours = false;
         FILE *file;
 
-        if (e->d_name[0] == '.' || atoi(e->d_name) == getpid()) {
-            continue;
-        }
-        n++;
         snprintf(path, sizeof(path), "/proc/self/task/%s/status", e->d_name);
-        file = fopen(path, "r");
-        ck_assert_ptr_nonnull(file);
-        while (fgets(line, sizeof(line), file) != NULL) {
-            *named += strcmp(line, "Name:\tdeft\n") == 0;
-            if (sscanf(line, "SigBlk: %llx", &blocked) == 1) {
-                *deaf += (blocked >> (SIGTERM - 1) & 1) && (blocked >> (SIGINT - 1) & 1) &&
-                         (blocked >> (SIGUSR1 - 1) & 1);
-            }
+        file = e->d_name[0] == '.' ? NULL : fopen(path, "r");
+        while (file != NULL && fgets(line, sizeof(line), file) != NULL) {
+            ours = ours || strcmp(line, "Name:\tdeft\n") == 0;
+            (void)sscanf(line, "SigBlk: %llx", &blocked);
         }
-        fclose(file);
+        if (file != NULL) {
+            fclose(file);
+        }
+        n += ours;
+        *deaf += ours && (blocked >> (SIGTERM - 1) & 1) && (blocked >> (SIGINT - 1) & 1) &&
+                 (blocked >> (SIGUSR1 - 1) & 1);
     }
     closedir(dir);
     return n;
 }
 
-static size_t n_threads(void)
+/* Each names itself when it starts, and one that was joined may be seen for a moment more. */
+static size_t threads_are(size_t want)
 {
-    size_t named, deaf;
+    size_t deaf;
 
-    return look_at_threads(&named, &deaf);
-}
-
-/* One that was joined may be seen for a moment more. */
-static void threads_are(size_t want)
-{
-    for (int i = 0; i < 2000 && n_threads() > want; i++) {
+    for (int i = 0; i < 2000 && look_at_threads(&deaf) != want; i++) {
         usleep(1000);
     }
-    ck_assert_uint_eq(n_threads(), want);
+    ck_assert_uint_eq(look_at_threads(&deaf), want);
+    return deaf;
 }
 
 START_TEST(test_threads_have_a_name_and_take_no_signal)
 {
-    const size_t before = n_threads(); /* a sanitizer may have some of its own */
     deft_threads_t *pool = NULL;
-    size_t named, deaf;
     sigset_t mask;
 
+    threads_are(0);
     T_OK(deft_threads_create(4, NULL, &pool));
-    for (int i = 0; i < 1000 && (look_at_threads(&named, &deaf), named < 3); i++) {
-        usleep(1000); /* each names itself */
-    }
-    ck_assert_uint_eq(look_at_threads(&named, &deaf), before + 3);
-    ck_assert_uint_eq(named, 3);
-    ck_assert_uint_ge(deaf, 3);
+    ck_assert_uint_eq(threads_are(3), 3);
     ck_assert_int_eq(pthread_sigmask(SIG_SETMASK, NULL, &mask), 0);
     ck_assert_int_eq(sigismember(&mask, SIGTERM), 0); /* that of the caller is as it was */
 
@@ -227,7 +216,7 @@ START_TEST(test_threads_have_a_name_and_take_no_signal)
     ck_assert_int_eq(sigwait(&mask, &got), 0);
     ck_assert_int_eq(got, SIGTERM);
     deft_threads_destroy(pool);
-    threads_are(before);
+    threads_are(0);
 }
 END_TEST
 #endif
@@ -431,14 +420,10 @@ START_TEST(test_ctx_runs_on_a_job_system)
     }
     for (int order = 0; order < 3; order++) {
         job_system_t jobs = { .order = order, .limit = 7 };
-#ifdef __linux__
-        const size_t before = n_threads();
-#endif
-
         rig_open(&r, 7, run_jobs, &jobs);
         T_CHECK(rig_search(&r) == want, "other bits in order %d", order);
 #ifdef __linux__
-        threads_are(before);
+        threads_are(0);
 #endif
         rig_close(&r);
         ck_assert_uint_eq(jobs.largest, 7); /* the prompt is work for all */
