@@ -24,8 +24,7 @@
 #include "processors.h"
 
 #define MAX_THREADS 1024u
-#define SPINS \
-    2000 /* some fifty microseconds: from the attention of one layer to that of the next */
+#define SPINS 400 /* some ten microseconds: from one loop of a layer to the next */
 
 struct deft_threads_t {
     ideft_host_t host;
