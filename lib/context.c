@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/processors.h"
 #include "context_int.h"
 
 /* A failure before there is a context: the log is all that can tell. */
@@ -55,7 +56,7 @@ static deft_status_t check_enums(const deft_config_t *c)
         { (unsigned)c->kv_type, DEFT_BF16, "kv_type is not a deft_dtype_t" },
         { (unsigned)c->act_type, DEFT_BF16, "act_type is not a deft_dtype_t" },
         { (unsigned)c->log_level, DEFT_LOG_DEBUG, "log_level is not a deft_log_level_t" },
-        { c->n_threads, 1024, "n_threads is above 1024" },
+        { c->n_threads, IDEFT_MAX_THREADS, "n_threads is above 1024" },
     };
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
         if (all[i].value > all[i].last)

@@ -116,5 +116,6 @@ static uint32_t in_quota(const char *root, uint32_t most)
 
 uint32_t ideft_processors(const char *root)
 {
-    return in_quota(root, in_mask());
+    const uint32_t n = in_quota(root, in_mask());
+    return n < IDEFT_MAX_THREADS ? n : IDEFT_MAX_THREADS;
 }

@@ -23,7 +23,6 @@
 #include "host.h"
 #include "processors.h"
 
-#define MAX_THREADS 1024u
 #define SPINS 400 /* some ten microseconds: from one loop of a layer to the next */
 
 struct deft_threads_t {
@@ -227,10 +226,10 @@ deft_status_t deft_threads_create(uint32_t n, const deft_allocator_t *allocator,
     const deft_config_t config = { .allocator = allocator == NULL ? (deft_allocator_t){ 0 }
                                                                   : *allocator };
     ideft_host_t host;
-    if (threads_p == NULL || n > MAX_THREADS)
+    if (threads_p == NULL || n > IDEFT_MAX_THREADS)
         return DEFT_ERR_INVAL;
     ideft_host_init(&host, &config);
-    n = n == 0 ? ideft_min(ideft_processors(""), MAX_THREADS) : n;
+    n = n == 0 ? ideft_processors("") : n;
     deft_threads_t *pool = ideft_zalloc(&host, sizeof(*pool), 64, "threads");
     if (pool == NULL)
         return DEFT_ERR_NOMEM;

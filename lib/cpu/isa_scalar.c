@@ -29,8 +29,8 @@ static void row_over_group(const ideft_attn_t *attn, const ideft_group_t *group,
     const ideft_row_t *row = &attn->plan->row[r];
     const unsigned char *k = attn->k + head * attn->k_bytes, *v = attn->v + head * attn->v_bytes;
     const float *q = attn->q + ((size_t)row->token * g->H + q_head) * g->D;
-    double m = -INFINITY, sum = 0, o[256] = { 0 };
-    float out[256];
+    double m = -INFINITY, sum = 0, o[MAX_D] = { 0 };
+    float out[MAX_D];
     for (uint32_t i = group->seg_begin; i < group->seg_end; i++) {
         const ideft_seg_t *seg = &attn->plan->seg[i];
         if (r < seg->row_begin || r >= seg->row_end)

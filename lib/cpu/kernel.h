@@ -10,6 +10,10 @@
 #include "arena.h"
 #include "state.h"
 
+#define TILE IDEFT_TILE_TOKENS /* columns (tokens) of a tile */
+#define TILE_ROWS 128u         /* matrix rows of a pass */
+#define MAX_D 256u
+
 /* One layer's attention, the same for all threads. */
 typedef struct ideft_attn {
     const ideft_geometry_t *geom;
@@ -88,7 +92,7 @@ static inline void ideft_attn_merge(const ideft_attn_t *attn, uint32_t row)
     const uint32_t *list = attn->plan->part_list;
     const size_t stride = ideft_part_floats(g->D);
     for (uint32_t h = 0; h < g->H; h++) {
-        float o[256], m = -INFINITY, d = 0;
+        float o[MAX_D], m = -INFINITY, d = 0;
         for (uint32_t i = begin; i < end; i++) {
             const float pm = attn->part[((size_t)list[i] * g->H + h) * stride + g->D];
             m = pm > m ? pm : m;

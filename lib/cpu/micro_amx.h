@@ -9,9 +9,9 @@
 #define WHOLE_PANELS 1
 
 typedef struct micro {
-    uint16_t q[2 * 256 * 160] __attribute__((aligned(64))); /* [row][D] */
-    uint16_t p[MAX_ROWS * 64] __attribute__((aligned(64)));
-    float edge[16 * 256] __attribute__((aligned(64))); /* O of a panel that is not full */
+    uint16_t q[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* [row][D] */
+    uint16_t p[MAX_ROWS * TILE] __attribute__((aligned(64)));
+    float edge[16 * MAX_D] __attribute__((aligned(64))); /* O of a panel that is not full */
     const char *v; /* [pair of columns][D][2] of the tile, here or in the pool */
 } micro_t;
 

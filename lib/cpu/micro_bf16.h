@@ -8,8 +8,8 @@
 #define WHOLE_PANELS 0
 
 typedef struct micro {
-    uint16_t q[2 * 256 * 160] __attribute__((aligned(64))); /* [D/2][ldq][2] */
-    uint16_t p[MAX_ROWS * 64] __attribute__((aligned(64)));
+    uint16_t q[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* [D/2][ldq][2] */
+    uint16_t p[MAX_ROWS * TILE] __attribute__((aligned(64)));
     const char *v; /* [pair of columns][D][2] of the tile, here or in the pool */
 } micro_t;
 

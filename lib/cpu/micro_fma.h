@@ -10,11 +10,10 @@
 #define RAW_PANELS 2u  /* up to so many panels of rows widen in registers, each for itself */
 #define MAX_CHAIN 128u /* products that a score sums up one after the other */
 
-#define Q_ROWS 144u /* 128, and room for the last 8 that are packed */
-
 typedef struct micro {
-    float q[256 * Q_ROWS] __attribute__((aligned(64))); /* [D][ldq] the rows of Q side by side */
-    deft_dtype_t v_form;                                /* of the tile's V: f32, or as stored */
+    /* [D][ldq]: the rows of Q side by side, and room for the last 8 that are packed */
+    float q[MAX_D * (TILE_ROWS + 16)] __attribute__((aligned(64)));
+    deft_dtype_t v_form; /* of the tile's V: f32, or as stored */
 } micro_t;
 
 #include "work.h"

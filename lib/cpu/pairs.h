@@ -6,8 +6,8 @@
 #ifndef IDEFT_PAIRS_H
 #define IDEFT_PAIRS_H
 
-#define RAW_PANELS 129u            /* KV stays as it is stored, however many rows there are */
-#define Q_HALF ((size_t)256 * 160) /* 128 rows, and room after them */
+#define RAW_PANELS 129u /* KV stays as it is stored, however many rows there are */
+#define Q_HALF ((size_t)MAX_D * (TILE_ROWS + 32)) /* the rows, and room after them */
 
 /* Provided by the header that includes this one: the row of a value of Q, and to how many columns a
  * product over the tile's tokens is padded. */

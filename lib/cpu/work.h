@@ -6,9 +6,6 @@
 
 #include "kernel.h"
 
-#define TILE IDEFT_TILE_TOKENS
-#define TILE_ROWS 128u
-#define MAX_D 256u
 #define NV (TILE / VL)        /* vectors of a row of scores */
 #define BV (IDEFT_BLOCK / VL) /* vectors of a block of slots */
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Each public header compiles alone, and twice, as C99 and as C++17 without a warning; so does a program
+# Each public header compiles alone, and twice, as C99 and as C++11 without a warning; so does a program
 # that starts every structure from its _INIT.
 set -eu
 LC_ALL=C
@@ -34,7 +34,7 @@ for file in deft.h deft/context.h deft/cuda.h deft/export.h deft/status.h deft/s
     # shellcheck disable=SC2086
     try "$file" c $CC -std=c99
     # shellcheck disable=SC2086
-    test -z "$CXX" || try "$file" cc $CXX -std=c++17
+    test -z "$CXX" || try "$file" cc $CXX -std=c++11
 done
 for file in "$top_srcdir"/include/deft/*.h; do
     test "$(basename "$file")" != cuda.h || continue # for those who ask for it
