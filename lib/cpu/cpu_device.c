@@ -89,14 +89,14 @@ static deft_status_t make_arena(cpu_device_t *cpu, const deft_config_t *config)
     return DEFT_OK;
 }
 
-/* Costs in units of D/60 clocks: a core does D/12 clocks of work a token and matrix row with what
- * softmax adds, and reads 5 bytes a clock. 32 units keep a few cores even; groups below some fifty
- * microseconds are not worth their overhead. */
-static ideft_machine_t machine_of(const ideft_geometry_t *g)
+/* Costs in units of D/60 clocks; a core reads 5 bytes a clock. 16 units keep a few cores even: more
+ * make more partials, which cost as much as their KV where a tile has little of it. Groups below
+ * some fifty microseconds are not worth their overhead. */
+static ideft_machine_t machine_of(const ideft_geometry_t *g, const ideft_kernel_t *kernel)
 {
     return (ideft_machine_t){ .tile_rows = 128,
-                              .width = 32,
-                              .row_cost = 5,
+                              .width = 16,
+                              .row_cost = kernel->row_cost,
                               .token_cost = 24 * g->format.bytes,
                               .min_cost = 9000000 / g->D };
 }
@@ -140,7 +140,7 @@ static deft_status_t cpu_create(ideft_host_t *host, const ideft_geometry_t *geom
     }
     IDEFT_TRY_GOTO(find_runner(cpu, config), status, err_destroy);
     *facts = (ideft_facts_t){ .name = cpu->kernel->name,
-                              .machine = machine_of(geometry),
+                              .machine = machine_of(geometry, cpu->kernel),
                               .isa = cpu->kernel->isa,
                               .act_type = cpu->act_type,
                               .n_threads = cpu->n_threads,

@@ -25,4 +25,5 @@ const ideft_kernel_t ideft_kernel_amx_bf16 = {
     .group = { NULL, NULL, NULL, compute_group_in_tiles },
     .merge = merge_row,
     .scratch_bytes = sizeof(scratch_t),
+    .row_cost = 1,
 };

@@ -16,4 +16,5 @@ const ideft_kernel_t ideft_kernel_avx512 = {
     .group = { NULL, compute_group, compute_group, compute_group },
     .merge = merge_row,
     .scratch_bytes = sizeof(scratch_t),
+    .row_cost = 5,
 };

@@ -17,4 +17,5 @@ const ideft_kernel_t ideft_kernel_avx512_bf16 = {
     .group = { NULL, NULL, NULL, compute_group },
     .merge = merge_row,
     .scratch_bytes = sizeof(scratch_t),
+    .row_cost = 5,
 };

@@ -21,4 +21,5 @@ const ideft_kernel_t ideft_kernel_vector = {
     .group = { NULL, compute_group, compute_group, compute_group },
     .merge = merge_row,
     .scratch_bytes = sizeof(scratch_t),
+    .row_cost = 18,
 };

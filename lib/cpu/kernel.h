@@ -10,8 +10,7 @@
 #include "arena.h"
 #include "state.h"
 
-#define TILE IDEFT_TILE_TOKENS /* columns (tokens) of a tile */
-#define TILE_ROWS 128u         /* matrix rows of a pass */
+#define TILE_ROWS 128u /* matrix rows of a pass */
 #define MAX_D 256u
 
 /* One layer's attention, the same for all threads. */
@@ -37,6 +36,7 @@ typedef struct ideft_kernel {
     ideft_group_fn group[4]; /* by deft_dtype_t; NULL: take that of the set before */
     void (*merge)(const ideft_attn_t *attn, uint32_t row); /* partials to output, all heads */
     size_t scratch_bytes;                                  /* a thread */
+    uint32_t row_cost; /* a token and matrix row with what softmax adds, in D/60 clocks */
 } ideft_kernel_t;
 
 extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_vector, ideft_kernel_avx2,
@@ -47,7 +47,9 @@ extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_vector, ideft_kern
 deft_status_t ideft_kernel_choose(ideft_host_t *host, deft_isa_t asked, deft_dtype_t type,
                                   const ideft_kernel_t **kernel_p);
 
-/* Inline, so that each instruction set compiles its own. */
+/* Inline, so that each instruction set compiles its own: D goes in steps of 16 floats, which the
+ * compiler makes of whatever vectors there are. */
+typedef float ideft_lanes_t __attribute__((vector_size(64), aligned(4), may_alias));
 
 /* The output of a row's query head from its whole state: o / d, with the sink if there is one. */
 static inline void ideft_attn_output(const ideft_attn_t *attn, uint32_t row, uint32_t q_head,
@@ -62,8 +64,8 @@ static inline void ideft_attn_output(const ideft_attn_t *attn, uint32_t row, uin
         d = d * scale + ideft_weight(sink, top);
     }
     scale = d == 0.0f ? 0.0f : scale / d;
-    for (uint32_t i = 0; i < g->D; i++)
-        out[i] = o[i] * scale;
+    for (uint32_t i = 0; i < g->D; i += 16)
+        *(ideft_lanes_t *)(out + i) = *(const ideft_lanes_t *)(o + i) * scale;
 }
 
 /* Hand on a row's state over a group: the output where the row is in this group alone, else the
@@ -102,8 +104,8 @@ static inline void ideft_attn_merge(const ideft_attn_t *attn, uint32_t row)
             const float *part = attn->part + ((size_t)list[i] * g->H + h) * stride;
             const float w = ideft_weight(part[g->D], m);
             d += w * part[g->D + 1];
-            for (uint32_t e = 0; e < g->D; e++)
-                o[e] += w * part[e];
+            for (uint32_t e = 0; e < g->D; e += 16)
+                *(ideft_lanes_t *)(o + e) += w * *(const ideft_lanes_t *)(part + e);
         }
         ideft_attn_output(attn, row, h, o, m, d);
     }

@@ -6,8 +6,12 @@
 #include "shapes.h"
 
 #define WHOLE_PANELS 0
+#define BY_TURNS 1
+
+#define Q_HALF ((size_t)MAX_D * (TILE_ROWS + 32)) /* the rows, and room after them */
 
 typedef struct micro {
+    /* high parts, then low ones */
     uint16_t q[2 * MAX_D * (TILE_ROWS + 32)] __attribute__((aligned(64))); /* [D/2][ldq][2] */
     uint16_t p[MAX_ROWS * TILE] __attribute__((aligned(64)));
     const char *v; /* [pair of columns][D][2] of the tile, here or in the pool */
@@ -17,19 +21,16 @@ typedef struct micro {
 
 #include "pairs.h"
 
-/* VL values of D from d on, of row r of Q. */
-INLINE void put_q(const work_t *w, uint16_t *q, uint32_t r, uint32_t d, vf x)
+INLINE void put_q(const work_t *w, uint32_t r, uint32_t d, vf high, vf low)
 {
-    uint32_t pair[VL / 2] __attribute__((aligned(32)));
-    store_bf16(pair, x);
-    for (uint32_t j = 0; j < VL / 2; j++)
-        ((uint32_t *)q)[(size_t)(d / 2 + j) * w->ldq + r] = pair[j];
-}
-
-/* To whole pairs. */
-INLINE uint32_t padded(uint32_t cols)
-{
-    return (cols + 1) / 2 * 2;
+    uint32_t pair[2][VL / 2] __attribute__((aligned(32)));
+    uint32_t *q = (uint32_t *)w->sc->micro.q + r;
+    store_bf16(pair[0], high);
+    store_bf16(pair[1], low);
+    for (uint32_t j = 0; j < VL / 2; j++) {
+        q[(size_t)(d / 2 + j) * w->ldq] = pair[0][j];
+        q[Q_HALF / 2 + (size_t)(d / 2 + j) * w->ldq] = pair[1][j];
+    }
 }
 
 INLINE void qk_body(const int R, const int C, const uint32_t *q, uint32_t ldq, const char *const *k,
@@ -96,19 +97,43 @@ static void scores(const work_t *w, uint32_t r, uint32_t n)
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
         qk[take][n]((const uint32_t *)sc->micro.q + r, w->ldq, k + c, w->D, sc->s + c * VL,
-                    take_ahead(sc, w->D / 2));
+                    take_ahead(&sc->stream, w->D / 2));
     }
 }
 
 static void add_values(const work_t *w, uint32_t r, uint32_t n)
 {
     scratch_t *sc = w->sc;
-    const uint32_t nv = w->D / VL, cols = padded(sc->cols);
+    const uint32_t nv = w->D / VL, cols = (sc->cols + 1) / 2 * 2;
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
         pv[take][n](sc->micro.p, sc->micro.v, cols, w->D, sc->alpha, sc->o + (size_t)r * w->D,
-                    c * VL, take_ahead(sc, (cols + 1) / 2));
+                    c * VL, take_ahead(&sc->stream, cols / 2));
     }
+}
+
+INLINE uint32_t iterations(const work_t *w, uint32_t cols, uint32_t rows)
+{
+    return product_steps(cols, w->D, rows) / 2;
+}
+
+/* ---- a tile ---------------------------------------------------------------------------------- */
+
+static void prepare_tile(const work_t *w)
+{
+    scratch_t *sc = w->sc;
+    const bool here = values_adjoin(sc) && sc->cols % 2 == 0;
+    sc->micro.v = here ? sc->piece[0].v : (const char *)sc->vt;
+    if (!here)
+        gather_pairs(w, (uint32_t *)sc->vt, 0, sc->cols);
+}
+
+static void clear_values(const work_t *w)
+{
+    scratch_t *sc = w->sc;
+    gather_pairs(w, (uint32_t *)sc->vt, 0, sc->cols);
+    clear_pairs(w, (uint16_t *)sc->vt, 0, sc->cols);
+    sc->micro.v = (const char *)sc->vt;
 }
 
 #endif

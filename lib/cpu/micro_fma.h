@@ -7,6 +7,7 @@
 #include "shapes.h"
 
 #define WHOLE_PANELS 0
+#define BY_TURNS 1
 #define RAW_PANELS 2u  /* up to so many panels of rows widen in registers, each for itself */
 #define MAX_CHAIN 128u /* products that a score sums up one after the other */
 
@@ -212,6 +213,12 @@ static const qk_fn qk[4][5][MAX_ROWS + 1] = { SHAPES(QK_ENTRY, F32) SHAPES(QK_EN
 static const pv_fn pv[4][5][MAX_ROWS + 1] = { SHAPES(PV_ENTRY, F32) SHAPES(PV_ENTRY, F16)
                                                   SHAPES(PV_ENTRY, BF16) };
 
+INLINE uint32_t iterations(const work_t *w, uint32_t cols, uint32_t rows)
+{
+    const uint32_t steps = product_steps(cols, w->D, rows);
+    return w->sc->form == DEFT_BF16 ? steps / 2 : steps; /* two tokens, two d at a time */
+}
+
 /* Scores of rows [r, r + n) over the tile. */
 static void scores(const work_t *w, uint32_t r, uint32_t n)
 {
@@ -223,7 +230,7 @@ static void scores(const work_t *w, uint32_t r, uint32_t n)
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
         qk[sc->form][take][n](sc->micro.q + r, w->ldq, k + c, w->D, sc->s + c * VL,
-                              take_ahead(sc, w->D));
+                              take_ahead(&sc->stream, w->D));
     }
 }
 
@@ -234,7 +241,8 @@ static void add_values(const work_t *w, uint32_t r, uint32_t n)
     for (uint32_t c = 0, take; c < nv; c += take) {
         take = at_once(nv - c, n);
         pv[sc->micro.v_form][take][n](sc->s, sc->piece, sc->n_piece, w->D, sc->alpha,
-                                      sc->o + (size_t)r * w->D, c * VL, take_ahead(sc, sc->cols));
+                                      sc->o + (size_t)r * w->D, c * VL,
+                                      take_ahead(&sc->stream, sc->cols));
     }
 }
 

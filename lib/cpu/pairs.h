@@ -2,25 +2,21 @@
 /* What the micro kernels (tile.h) have in common whose instructions multiply pairs of bf16: K and V
  * are used as the pool holds them, P is rounded to bf16, Q is the sum of two bf16. A Q of one bf16
  * would be wrong by 2^-9, and so a score of 10 by 2%; with two, the rounding of P is all that is
- * lost: 2^-9 at most of the output. The second half of q holds the low parts. */
+ * lost: 2^-9 at most of the output. */
 #ifndef IDEFT_PAIRS_H
 #define IDEFT_PAIRS_H
 
 #define RAW_PANELS 129u /* KV stays as it is stored, however many rows there are */
-#define Q_HALF ((size_t)MAX_D * (TILE_ROWS + 32)) /* the rows, and room after them */
 
-/* Provided by the header that includes this one: the row of a value of Q, and to how many columns a
- * product over the tile's tokens is padded. */
-INLINE void put_q(const work_t *w, uint16_t *q, uint32_t r, uint32_t d, vf x);
-INLINE uint32_t padded(uint32_t cols);
+/* Provided by the header that includes this one: both parts of VL values of row r of Q. */
+INLINE void put_q(const work_t *w, uint32_t r, uint32_t d, vf high, vf low);
 
 static void pack_rows(const work_t *w, const float **from, uint32_t r, uint32_t n, float factor)
 {
     for (uint32_t i = 0; i < n; i++) {
         for (uint32_t d = 0; d < w->D; d += VL) {
             const vf x = *(const vfu *)(from[i] + d) * factor;
-            put_q(w, w->sc->micro.q, r + i, d, x);
-            put_q(w, w->sc->micro.q + Q_HALF, r + i, d, x - rounded_to_bf16(x));
+            put_q(w, r + i, d, x, x - rounded_to_bf16(x));
         }
     }
 }
@@ -33,47 +29,37 @@ static const void *place_values(const work_t *w, const void *stored, uint32_t sl
     return stored;
 }
 
-/* V of the tile in pairs of columns: where it lies if its pairs are the pool's and nothing has to
- * be padded, else put together here, zeros after the last. */
-static void prepare_tile(const work_t *w)
+/* Does V of the tile lie in the pool as its pairs of columns? */
+INLINE bool values_adjoin(const scratch_t *sc)
 {
-    scratch_t *sc = w->sc;
-    const piece_t *first = &sc->piece[0];
-    if (sc->n_piece == 1 && first->slot % 2 == 0 && padded(sc->cols) == sc->cols) {
-        sc->micro.v = first->v;
-        return;
-    }
-    uint32_t *to = (uint32_t *)sc->vt, col = 0;
-    for (uint32_t p = 0; p < sc->n_piece; p++) {
-        for (uint32_t i = 0; i < sc->piece[p].n; i++, col++) {
-            const uint32_t slot = sc->piece[p].slot + i, shift = slot % 2 * 16;
-            const uint32_t *v = (const uint32_t *)w->v + (size_t)(slot / 2) * w->D;
-            uint32_t *out = to + (size_t)(col / 2) * w->D;
-            if (col % 2 == 0)
-                for (uint32_t d = 0; d < w->D; d++)
-                    out[d] = v[d] >> shift & 0xffffu;
-            else
-                for (uint32_t d = 0; d < w->D; d++)
-                    out[d] |= v[d] >> shift << 16;
-        }
-    }
-    col = (col + 1) / 2;
-    if (col < padded(sc->cols) / 2)
-        memset(to + (size_t)col * w->D, 0, (padded(sc->cols) / 2 - col) * w->D * sizeof(*to));
-    sc->micro.v = (const char *)to;
+    return sc->n_piece == 1 && sc->piece[0].slot % 2 == 0;
 }
 
-static void clear_values(const work_t *w)
+/* V of columns [begin, end) in pairs, zeros for those after the last; begin is even. */
+static void gather_pairs(const work_t *w, uint32_t *to, uint32_t begin, uint32_t end)
 {
-    scratch_t *sc = w->sc;
-    memset(sc->vt, 0, sizeof(sc->vt));
-    for (uint32_t c = 0; c < sc->cols; c++)
+    const scratch_t *sc = w->sc;
+    for (uint32_t c = begin; c < end; c += 2, to += w->D) {
+        const uint32_t a = sc->c_slot[ideft_min(c, sc->cols - 1)],
+                       b = sc->c_slot[ideft_min(c + 1, sc->cols - 1)];
+        const uint32_t *v_a = (const uint32_t *)w->v + (size_t)(a / 2) * w->D,
+                       *v_b = (const uint32_t *)w->v + (size_t)(b / 2) * w->D;
+        const uint32_t low = c < sc->cols ? 0xffffu : 0, high = c + 1 < sc->cols ? 0xffff0000u : 0;
+        for (uint32_t d = 0; d < w->D; d += VL)
+            *(vu *)(to + d) = (*(const vuu *)(v_a + d) >> a % 2 * 16 & low) |
+                              (*(const vuu *)(v_b + d) << (b % 2 == 0 ? 16 : 0) & high);
+    }
+}
+
+/* The same with zeros where V is not finite. */
+static void clear_pairs(const work_t *w, uint16_t *to, uint32_t begin, uint32_t end)
+{
+    for (uint32_t c = begin; c < ideft_min(end, w->sc->cols); c++)
         for (uint32_t d = 0; d < w->D; d++) {
             const float v = stored_value(w, c, d);
-            ((uint16_t *)sc->vt)[((size_t)(c / 2) * w->D + d) * 2 + c % 2] =
+            to[((size_t)((c - begin) / 2) * w->D + d) * 2 + c % 2] =
                 isfinite(v) ? ideft_f32_to_bf16(v) : 0;
         }
-    sc->micro.v = (const char *)sc->vt;
 }
 
 /* With P rounded to bf16 a short polynomial is enough. */

@@ -4,6 +4,8 @@
 #ifndef IDEFT_SHAPES_H
 #define IDEFT_SHAPES_H
 
+#define TILE IDEFT_TILE_TOKENS
+
 #if REGISTERS == 32
 #define MAX_ROWS 12 /* with 2 vectors */
 #define WIDE_ROWS 6 /* with 4 */
@@ -31,6 +33,14 @@
 INLINE uint32_t at_once(uint32_t n, uint32_t rows)
 {
     return n >= 4 && rows <= WIDE_ROWS ? 4 : n >= 2 ? 2 : 1;
+}
+
+/* Steps of the loops over a tile for a panel of so many rows: over d for the scores, over tokens
+ * for the values. */
+INLINE uint32_t product_steps(uint32_t cols, uint32_t D, uint32_t rows)
+{
+    const uint32_t wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
+    return (cols + wide - 1) / wide * D + D / wide * cols;
 }
 
 #endif

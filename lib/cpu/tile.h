@@ -12,10 +12,14 @@
  * computed for the interval of rows that sees it.
  *
  * Micro kernels define
- *   MAX_ROWS              rows of a panel; WIDE_ROWS: up to so many, four vectors are taken at once
+ *   TILE                  columns of a tile
+ *   MAX_ROWS              rows of a panel
  *   WHOLE_PANELS          all panels but the last have MAX_ROWS; else even ones
+ *   BY_TURNS              KV that many rows see and KV that few see take turns (walk.h)
  *   RAW_PANELS            for more panels than these, K and V are widened into the tile
- *   micro_t               what they keep of a pass (Q) and of a tile
+ *   micro_t               what they keep of a pass (Q) and of a tile; zero before the first
+ *   iterations(w, cols, rows)
+ *                         take_ahead() is called for so many in all for a panel of a tile
  *   pack_rows(w, from, r, n, factor)
  *                         rows [r, r + n) of Q times factor, at most 8; from[8], which may be moved
  *   place_values(w, stored, slot, n)
@@ -32,28 +36,6 @@
 
 #include "work.h"
 
-/* ---- asking for memory ----------------------------------------------------------------------- */
-
-/* Divide the bytes to be asked for over the iterations of this tile's loops. */
-static void set_pace(const work_t *w, uint32_t panels, uint32_t rows)
-{
-    scratch_t *sc = w->sc;
-    const uint32_t bytes = sc->ahead[0].bytes + sc->ahead[1].bytes,
-                   wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
-    const uint32_t fold = sc->form == DEFT_BF16 ? 2 : 1; /* two tokens, two d an iteration */
-    const uint32_t loops = panels * ((sc->cols + wide - 1) / wide * w->D + w->D / wide * sc->cols) /
-                           fold;
-    sc->pace = ideft_min(64, bytes / (loops + 1) + 1);
-    /* more than one line an iteration: memory binds, ask for the surplus at once */
-    for (uint32_t i = 0, left = bytes; i < 2; i++)
-        while (left > loops * 64 && sc->ahead[i].bytes >= 64) {
-            PREFETCH(sc->ahead[i].at);
-            sc->ahead[i].at += 64;
-            sc->ahead[i].bytes -= 64;
-            left -= 64;
-        }
-}
-
 /* ---- softmax --------------------------------------------------------------------------------- */
 
 INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
@@ -68,20 +50,22 @@ INLINE vi visible(const work_t *w, uint32_t r, uint32_t v)
     return mask;
 }
 
+#define EACH_SCORE _Pragma("GCC unroll 8") for (uint32_t v = 0; v < nv; v++)
+
 #define SLACK 8.0f /* a score may exceed the running maximum by so much before that is moved */
 
 /* Row i of the panel, matrix row r: scores to weights, running maximum and denominator. The maximum
  * only has to keep 2^(s - m) in range: moving it for every larger score would cost a reduction and
  * a scaling of O for each tile. Where weights are rounded, the denominator keeps their sum before:
  * errors of both signs cancel in O. */
-INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
+INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, uint32_t nv, float cap,
+                        bool masked)
 {
     scratch_t *sc = w->sc;
-    const float cap = w->attn->geom->softcap;
-    const uint32_t nv = (sc->cols + VL - 1) / VL;
     float *s = sc->s + i * TILE, m = sc->m[r], alpha = 1.0f;
     vf top = splat(-INFINITY);
-    for (uint32_t v = 0; v < nv; v++) {
+    EACH_SCORE
+    {
         vf x = *(vf *)(s + v * VL);
         if (cap > 0)
             x = tanh_v(x) * splat(cap * (float)IDEFT_LOG2E);
@@ -99,7 +83,8 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, bool masked)
     }
     const float base = m == -INFINITY ? 0.0f : m; /* nothing seen yet: all weights are 0 */
     vf sum = splat(0.0f);
-    for (uint32_t v = 0; v < nv; v++) {
+    EACH_SCORE
+    {
         const vf p = weight_v(*(vf *)(s + v * VL) - base);
         keep_weights(sc, i, v, p);
         sum += p;
@@ -199,21 +184,23 @@ static void flush(const work_t *w)
         sc->c_begin[c] = sc->c_end[c] = 0;
         sc->c_pos[c] = INT32_MAX;
     }
+    const float cap = w->attn->geom->softcap;
     const bool masked = needs_mask(w), bad = masked && !values_finite(w);
     uint32_t panels = (last - first + MAX_ROWS - 1) / MAX_ROWS;
-    set_pace(w, panels, (last - first + panels - 1) / panels);
+    stream_pace(&sc->stream, sc->cols,
+                panels * iterations(w, sc->cols, (last - first + panels - 1) / panels));
     prepare_tile(w);
     if (bad) /* slow, and rare: so rows that do not see such a token have their usual bits */
         clear_values(w);
     for (uint32_t r = first, n; r < last; r += n, panels--) {
         n = WHOLE_PANELS ? ideft_min(MAX_ROWS, last - r) : (last - r + panels - 1) / panels;
         scores(w, r, n);
-        if (masked)
+        if (!masked && cap <= 0 && sc->cols == TILE) /* most of all work */
             for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, true);
+                softmax_row(w, i, r + i, TILE / VL, 0, false);
         else
             for (uint32_t i = 0; i < n; i++)
-                softmax_row(w, i, r + i, false);
+                softmax_row(w, i, r + i, (sc->cols + VL - 1) / VL, cap, masked);
         add_values(w, r, n);
         if (bad)
             add_bad_values(w, r, n);
@@ -296,6 +283,10 @@ static void put_v(const work_t *w, uint32_t slot, uint32_t n)
     sc->piece[sc->n_piece++] = (piece_t){ v, n, slot };
 }
 
+typedef int32_t ints_t __attribute__((vector_size(64), aligned(4), may_alias));
+
+static const ints_t count = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+
 /* Columns [cols, cols + n) are the tokens at `slot`, seen from path position `pos` on. */
 static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, uint32_t pos,
                         uint32_t n)
@@ -304,48 +295,30 @@ static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, 
     const uint32_t col = sc->cols;
     put_k(w, slot, n);
     put_v(w, slot, n);
-    for (uint32_t i = 0; i < n; i++) {
-        sc->c_begin[col + i] = (int32_t)seg->row_begin;
-        sc->c_end[col + i] = (int32_t)seg->row_end;
-        sc->c_pos[col + i] = (int32_t)(pos + i);
-        sc->c_slot[col + i] = slot + i;
-    }
+    /* a block at a time: those after the n-th are written again, or belong to nobody */
+    const ints_t zero = { 0 };
+    *(ints_t *)(sc->c_begin + col) = zero + (int32_t)seg->row_begin;
+    *(ints_t *)(sc->c_end + col) = zero + (int32_t)seg->row_end;
+    *(ints_t *)(sc->c_pos + col) = count + (int32_t)pos;
+    *(ints_t *)(sc->c_slot + col) = count + (int32_t)slot;
     sc->cols += n;
-}
-
-/* The next tile will begin at `slot`: ask for it. */
-static void look_ahead(const work_t *w, uint32_t slot, uint32_t n)
-{
-    const size_t elem = ideft_element_bytes(w->type);
-    n = ideft_min(n, TILE);
-    const size_t bytes = (size_t)n * w->D * elem;
-    w->sc->ahead[0] =
-        (ahead_t){ (const char *)w->k + (size_t)(slot / IDEFT_BLOCK) * IDEFT_BLOCK * w->D * elem,
-                   (uint32_t)bytes };
-    w->sc->ahead[1] = (ahead_t){ (const char *)w->v + (size_t)slot * w->D * elem, (uint32_t)bytes };
 }
 
 #define SMALL 16u /* tokens of a node that shares a tile with others */
 
-/* A run, for the rows of this pass. */
-static void add_seg(const work_t *w, const ideft_seg_t *seg)
+static void add_stretch(const work_t *w, const stretch_t *next)
 {
     scratch_t *sc = w->sc;
+    const ideft_seg_t *seg = next->seg;
     const uint32_t begin = ideft_max(seg->row_begin, w->row0);
     const uint32_t end = ideft_min(seg->row_end, w->row0 + w->rows);
-    if (begin >= end || seg->n == 0)
-        return;
     const bool same = sc->cols > 0 && begin == sc->begin && end == sc->end && sc->uniform;
-    if (sc->cols > 0 && !same && !(sc->small && seg->n < SMALL)) {
-        look_ahead(w, seg->slot, seg->n);
+    if (sc->cols > 0 && !same && !(sc->small && seg->n < SMALL))
         flush(w);
-    }
-    uint32_t slot = seg->slot, pos = seg->pos, left = seg->n;
+    uint32_t slot = seg->slot + next->from, pos = seg->pos + next->from, left = next->n;
     while (left > 0) {
-        if (sc->cols == TILE) {
-            look_ahead(w, slot, left);
+        if (sc->cols == TILE)
             flush(w);
-        }
         if (sc->cols == 0) {
             sc->begin = begin;
             sc->end = end;
@@ -395,7 +368,24 @@ static void load_rows(work_t *w, uint32_t head)
     for (uint32_t r = 0; r < w->n; r++)
         sc->m[r] = -INFINITY;
     sc->cols = sc->n_piece = 0;
-    sc->ahead[0] = sc->ahead[1] = (ahead_t){ (const char *)sc->o, 0 };
+}
+
+/* Nothing of the group's KV is asked for yet. */
+static void start_stream(const work_t *w, const walk_t *walk, uint64_t seen)
+{
+    const uint32_t bytes = w->D * ideft_element_bytes(w->type);
+    const ahead_t none = { (const char *)w->sc->o, 0 };
+    const uint64_t tokens = walk->kind[0].total + walk->kind[1].total;
+    const uint32_t rows = (uint32_t)(seen * w->attn->geom->G / ideft_max(tokens, 1)),
+                   panels = rows / MAX_ROWS + 1;
+    const float loops = (float)(panels * iterations(w, TILE, rows / panels + 1)) / (float)TILE;
+    w->sc->stream = (stream_t){ .k = none,
+                                .v = none,
+                                .walk = *walk,
+                                .k_plane = w->k,
+                                .v_plane = w->v,
+                                .token_bytes = bytes,
+                                .mean = (float)(2 * bytes) / loops };
 }
 
 static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)
@@ -414,8 +404,13 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
         w.row0 = row;
         w.rows = ideft_min(step, group->row_end - row);
         load_rows(&w, head);
-        for (uint32_t s = group->seg_begin; s < group->seg_end; s++)
-            add_seg(&w, &attn->plan->seg[s]);
+        walk_t walk;
+        stretch_t next;
+        const uint64_t seen = walk_start(&walk, attn->plan->seg + group->seg_begin,
+                                         attn->plan->seg + group->seg_end, row, row + w.rows);
+        start_stream(&w, &walk, seen);
+        while (walk_next(&walk, &next))
+            add_stretch(&w, &next);
         flush(&w);
         for (uint32_t r = 0; r < w.n; r++)
             ideft_attn_finish(attn, group, row + r / g->G, head * g->G + r % g->G,

@@ -75,7 +75,8 @@ INLINE vf scale_by_exponent(vf p, vf n)
     return p * (vf)(((vi)n << 23) + (127 << 23));
 }
 
-/* Ask for a cache line that will be read. */
-#define PREFETCH(_p) __builtin_prefetch((_p), 0, 3)
+/* Ask for a cache line that will be read, to come into the second level of cache: in the first it
+ * would take the place of what is in use. */
+#define PREFETCH(_p) __builtin_prefetch((_p), 0, 2)
 
 #endif

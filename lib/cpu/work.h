@@ -4,16 +4,10 @@
 #ifndef IDEFT_WORK_H
 #define IDEFT_WORK_H
 
-#include "kernel.h"
+#include "ahead.h"
 
 #define NV (TILE / VL)        /* vectors of a row of scores */
 #define BV (IDEFT_BLOCK / VL) /* vectors of a block of slots */
-
-/* KV of the tile to come, asked for bit by bit while this one is computed. */
-typedef struct ahead {
-    const char *at;
-    uint32_t bytes;
-} ahead_t;
 
 typedef struct piece { /* tokens whose V adjoins */
     const void *v;     /* of its first token; raw bf16: of the pair that it is in */
@@ -30,16 +24,15 @@ typedef struct scratch {
     float m[TILE_ROWS], alpha[MAX_ROWS];
     int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
     /* who sees a column: query rows [row_begin, row_end) from its path position on */
-    int32_t c_begin[TILE] __attribute__((aligned(64)));
-    int32_t c_end[TILE] __attribute__((aligned(64)));
-    int32_t c_pos[TILE] __attribute__((aligned(64)));
-    uint32_t c_slot[TILE];
+    int32_t c_begin[TILE + IDEFT_BLOCK] __attribute__((aligned(64)));
+    int32_t c_end[TILE + IDEFT_BLOCK] __attribute__((aligned(64)));
+    int32_t c_pos[TILE + IDEFT_BLOCK] __attribute__((aligned(64)));
+    uint32_t c_slot[TILE + IDEFT_BLOCK];
     const char *k[TILE / IDEFT_BLOCK]; /* blocks of K, here or in the pool */
     deft_dtype_t form;                 /* of the tile's K and V: f32, or as stored */
     piece_t piece[TILE];
     uint32_t n_piece, cols;
-    ahead_t ahead[2];    /* of K, of V */
-    uint32_t pace;       /* bytes of it an iteration */
+    stream_t stream;     /* what is asked for ahead of the tiles */
     uint32_t begin, end; /* rows that see any column, and */
     bool uniform;        /* all columns have this interval */
     bool small;          /* made of small nodes: others may join */
@@ -53,20 +46,6 @@ typedef struct work {
     uint32_t ldq, D;
     deft_dtype_t type;
 } work_t;
-
-/* Bytes for a loop of n iterations to ask for: where to begin and how far to step each time. Asking
- * evenly over all of a tile's arithmetic is what lets memory and arithmetic overlap: a core can
- * only wait for some sixteen lines at once. */
-INLINE ahead_t take_ahead(scratch_t *sc, uint32_t n)
-{
-    ahead_t *from = sc->ahead[0].bytes > 0 ? &sc->ahead[0] : &sc->ahead[1];
-    const uint32_t step = ideft_min(sc->pace, from->bytes / n);
-    const ahead_t take = { from->at, step };
-    const uint32_t took = step == sc->pace ? n * step : from->bytes;
-    from->at += took;
-    from->bytes -= took;
-    return take;
-}
 
 INLINE float stored_value(const work_t *w, uint32_t col, uint32_t d)
 {
