@@ -464,37 +464,46 @@ deft_isa_t bench_isa(const char *name)
               name);
 }
 
-/* Floats of f32 or of bf16 by the best instructions of this processor. */
-static double peak_now(int threads, int bf16)
+/* Floats of f32 or of bf16 by the best instructions of this processor, up to a set. */
+static double peak_now(int threads, int bf16, deft_isa_t isa)
 {
     double best = peak_of(fma_4, threads);
 #if defined(__x86_64__)
-    double (*const fns[])(void) = {
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? fma_avx2 : NULL,
-        __builtin_cpu_supports("avx512f") ? fma_avx512 : NULL,
-        bf16 && __builtin_cpu_supports("avx512bf16") ? dot_bf16 : NULL,
-        bf16 && has_amx() ? amx_bf16 : NULL,
+    const struct {
+        deft_isa_t isa;
+        double (*fn)(void);
+    } sets[] = {
+        { DEFT_ISA_AVX2,
+          __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? fma_avx2 : NULL },
+        { DEFT_ISA_AVX512, __builtin_cpu_supports("avx512f") ? fma_avx512 : NULL },
+        { DEFT_ISA_AVX512_BF16, bf16 && __builtin_cpu_supports("avx512bf16") ? dot_bf16 : NULL },
+        { DEFT_ISA_AMX_BF16, bf16 && has_amx() ? amx_bf16 : NULL },
     };
-    for (size_t i = 0; i < sizeof(fns) / sizeof(*fns); i++) {
-        const double now = fns[i] == NULL ? 0 : peak_of(fns[i], threads);
+    for (size_t i = 0; i < sizeof(sets) / sizeof(*sets); i++) {
+        if (sets[i].fn == NULL || (isa != DEFT_ISA_BEST && sets[i].isa > isa))
+            continue;
+        const double now = peak_of(sets[i].fn, threads);
         best = now > best ? now : best;
     }
 #else
     (void)bf16;
+    (void)isa;
 #endif
     return best;
 }
 
 /* Measured again at every call, the best so far counts: a moment in which someone else had the core
  * must not make everything look fast. */
-double bench_peak_gflops(int threads, int bf16)
+double bench_peak_gflops(int threads, int bf16, deft_isa_t isa)
 {
     static double best[2];
     static int known_threads;
-    if (known_threads != threads)
+    static deft_isa_t known_isa;
+    if (known_threads != threads || known_isa != isa)
         best[0] = best[1] = 0;
     known_threads = threads;
-    const double now = peak_now(threads, bf16);
+    known_isa = isa;
+    const double now = peak_now(threads, bf16, isa);
     best[!!bf16] = now > best[!!bf16] ? now : best[!!bf16];
     best[1] = best[0] > best[1] ? best[0] : best[1];
     return best[!!bf16];

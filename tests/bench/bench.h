@@ -68,8 +68,9 @@ double bench_read_gbs(size_t bytes, int threads);
 deft_dtype_t bench_type(const char *name);
 deft_isa_t bench_isa(const char *name);
 
-/* Peak of the best instructions for the type: FMA for f32; AMX, vdpbf16ps or FMA for bf16. */
-double bench_peak_gflops(int threads, int bf16);
+/* Peak of the best instructions for the type, up to a set: FMA for f32; AMX, vdpbf16ps or FMA for
+ * bf16. */
+double bench_peak_gflops(int threads, int bf16, deft_isa_t isa);
 
 /* Run fn(arg, thread) on `threads` threads at once; returns seconds. */
 double bench_parallel(int threads, void (*fn)(void *arg, int thread), void *arg);

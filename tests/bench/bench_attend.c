@@ -2,7 +2,8 @@
 /* deft_bench attend: attention of one layer, cold, beside its limit.
  *
  * limit = the larger of the measured time to read the unique KV bytes once with the same threads,
- * and 4 * head_dim * query heads * (sum of path lengths) operations at the measured peak. The
+ * and 4 * head_dim * query heads * (sum of path lengths) operations at the measured peak (of the
+ * instruction set that is asked for). The
  * layers of a context together exceed the caches and take turns, so every call finds its KV cold,
  * as in a model. Every split is verified against a float64 reference over the same stored K and V
  * before it is timed. */
@@ -189,7 +190,8 @@ static void measure(cell_t *c, const options_t *opt)
     const double sum_paths = (double)c->stats.kv_logical_bytes / (double)(2 * kv * elem);
     c->read_ms = bytes / (bench_read_gbs((size_t)bytes, (int)opt->threads) * 1e9) * 1e3;
     c->compute_ms = 4.0 * c->D * c->H * sum_paths /
-                    (bench_peak_gflops((int)opt->threads, c->type == DEFT_BF16) * 1e9) * 1e3;
+                    (bench_peak_gflops((int)opt->threads, c->type == DEFT_BF16, opt->isa) * 1e9) *
+                    1e3;
     c->limit_ms = c->read_ms > c->compute_ms ? c->read_ms : c->compute_ms;
     deft_ctx_destroy(run.ctx);
     free(run.leaves);
@@ -361,7 +363,7 @@ static int usage(int status)
 static void begin(const options_t *opt)
 {
     if (!opt->cuda) {
-        bench_peak_gflops((int)opt->threads, 1);
+        bench_peak_gflops((int)opt->threads, 1, opt->isa);
         return;
     }
 #ifdef HAVE_CUDA

@@ -50,7 +50,7 @@ static cell_t measure(engine_t *e, deft_tree_t *tree, size_t n, float *logits, d
 static void run(engine_t *e, int threads, int json)
 {
     double gbs = bench_read_gbs((size_t)256 << 20, threads), last = 0;
-    double peak = bench_peak_gflops(threads, 0), prefill = 0;
+    double peak = bench_peak_gflops(threads, 0, DEFT_ISA_BEST), prefill = 0;
     float *logits = bench_alloc(MAX_LEAVES * sizeof(float) * engine_vocab(e));
     int32_t ids[4000];
 
