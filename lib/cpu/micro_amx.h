@@ -5,7 +5,8 @@
 #ifndef IDEFT_MICRO_AMX_H
 #define IDEFT_MICRO_AMX_H
 
-#define TILE 128u /* O goes through the tiles once for so many columns */
+#define TILE 128u       /* O goes through the tiles once for so many columns */
+#define LDS (TILE + 16) /* rows of a tile of scores lie in different sets of the cache */
 #define MAX_ROWS 32
 #define WHOLE_PANELS 1
 #define BY_TURNS 0 /* it gains nothing with tiles as large as these */
@@ -123,7 +124,7 @@ INLINE void scores_body(const int R, const int C, const work_t *w, uint32_t r, u
         multiply(R, C, q + half, q + half + 16 * ld, ld * 2);
         spend_ahead(sc);
     }
-    store_sums(R, C, sc->s + t, sc->s + 16 * TILE + t, TILE * 4);
+    store_sums(R, C, sc->s + t, sc->s + 16 * LDS + t, LDS * 4);
 }
 
 /* Rows after the last are computed from what lies there and unused. */

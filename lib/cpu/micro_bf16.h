@@ -46,7 +46,7 @@ INLINE void qk_body(const int R, const int C, const uint32_t *q, uint32_t ldq, c
         EACH_ROW EACH_VEC acc[r][c] = dot_pairs(acc[r][c], kv[c], q[r]);
         EACH_ROW EACH_VEC acc[r][c] = dot_pairs(acc[r][c], kv[c], q[r + Q_HALF / 2]);
     }
-    EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+    EACH_ROW EACH_VEC *(vf *)(s + r * LDS + c * VL) = acc[r][c];
 }
 
 INLINE void pv_body(const int R, const int C, const uint16_t *p, const char *v, uint32_t cols,

@@ -93,7 +93,12 @@ INLINE vf weight_v(vf x)
 
 INLINE void keep_weights(scratch_t *sc, uint32_t i, uint32_t v, vf p)
 {
-    *(vf *)(sc->s + i * TILE + v * VL) = p;
+    *(vf *)(sc->s + i * LDS + v * VL) = p;
+}
+
+INLINE float kept_weight(const scratch_t *sc, uint32_t i, uint32_t col)
+{
+    return sc->s[i * LDS + col];
 }
 
 /* ---- products -------------------------------------------------------------------------------- */
@@ -116,7 +121,7 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
     EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
     for (uint32_t d = 0, at = 0; d < D; at += k_step(form)) {
         if (d == MAX_CHAIN) { /* the sum of a long row in two parts: half the rounding */
-            EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+            EACH_ROW EACH_VEC *(vf *)(s + r * LDS + c * VL) = acc[r][c];
             EACH_ROW EACH_VEC acc[r][c] = splat(0.0f);
         }
         PREFETCH(ahead.at);
@@ -138,8 +143,8 @@ INLINE void qk_body(const int R, const int C, const deft_dtype_t form, const flo
         d++;
     }
     if (D > MAX_CHAIN)
-        EACH_ROW EACH_VEC acc[r][c] += *(vf *)(s + r * TILE + c * VL);
-    EACH_ROW EACH_VEC *(vf *)(s + r * TILE + c * VL) = acc[r][c];
+        EACH_ROW EACH_VEC acc[r][c] += *(vf *)(s + r * LDS + c * VL);
+    EACH_ROW EACH_VEC *(vf *)(s + r * LDS + c * VL) = acc[r][c];
 }
 
 /* o[R][C vectors] = o * alpha + p v, at column `at` of D. */
@@ -166,14 +171,14 @@ INLINE void pv_body(const int R, const int C, const deft_dtype_t form, const flo
                 EACH_VEC pair[c] = *(const vuu *)(v + c * VL * 4);
                 if (t > 0 || odd == 0) {
                     EACH_VEC vv[c] = low_half(pair[c]);
-                    RANK_ONE(p[r * TILE], vv[c]);
+                    RANK_ONE(p[r * LDS], vv[c]);
                     p++;
                     if (++t == n)
                         break;
                 }
                 EACH_VEC vv[c] = high_half(pair[c]);
             }
-            RANK_ONE(p[r * TILE], vv[c]);
+            RANK_ONE(p[r * LDS], vv[c]);
             p++;
             t++;
         }

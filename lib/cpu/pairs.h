@@ -68,11 +68,14 @@ INLINE vf weight_v(vf x)
     return exp2_bf16_v(x);
 }
 
-/* The scores' place keeps the weights before rounding, for add_bad_values(). */
 INLINE void keep_weights(scratch_t *sc, uint32_t i, uint32_t v, vf p)
 {
-    *(vf *)(sc->s + i * TILE + v * VL) = p;
     store_bf16(sc->micro.p + i * TILE + v * VL, p);
+}
+
+INLINE float kept_weight(const scratch_t *sc, uint32_t i, uint32_t col)
+{
+    return ideft_bf16_to_f32(sc->micro.p[i * TILE + col]);
 }
 
 #endif

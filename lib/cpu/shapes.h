@@ -5,6 +5,7 @@
 #define IDEFT_SHAPES_H
 
 #define TILE IDEFT_TILE_TOKENS
+#define LDS TILE
 
 #if REGISTERS == 32
 #define MAX_ROWS 12 /* with 2 vectors */

@@ -28,7 +28,8 @@
  *   prepare_tile(w)       all columns are there
  *   clear_values(w)       V of the tile again, with zeros where it is not finite
  *   scores(w, r, n)       sc->s of the panel = rows [r, r + n) of Q times K
- *   weight_v(x), keep_weights(sc, i, v, p)
+ *   LDS                   floats from row to row of the scores
+ *   weight_v(x), keep_weights(sc, i, v, p), kept_weight(sc, i, col)
  *                         2^x for vector v of row i of the panel, and where that goes
  *   add_values(w, r, n)   O of the rows = O * sc->alpha + the weights times V */
 #ifndef IDEFT_TILE_H
@@ -62,7 +63,7 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, uint32_t nv, fl
                         bool masked)
 {
     scratch_t *sc = w->sc;
-    float *s = sc->s + i * TILE, m = sc->m[r], alpha = 1.0f;
+    float *s = sc->s + i * LDS, m = sc->m[r], alpha = 1.0f;
     vf top = splat(-INFINITY);
     EACH_SCORE
     {
@@ -149,7 +150,7 @@ static void add_bad_values(const work_t *w, uint32_t r, uint32_t n)
             const vi seen = visible(w, r + i, c / VL);
             for (uint32_t d = 0; d < w->D && seen[c % VL]; d++) {
                 const float v = stored_value(w, c, d);
-                o[d] += isfinite(v) ? 0.0f : sc->s[i * TILE + c] * v;
+                o[d] += isfinite(v) ? 0.0f : kept_weight(sc, i, c) * v;
             }
         }
     }
@@ -370,22 +371,34 @@ static void load_rows(work_t *w, uint32_t head)
     sc->cols = sc->n_piece = 0;
 }
 
-/* Nothing of the group's KV is asked for yet. */
-static void start_stream(const work_t *w, const walk_t *walk, uint64_t seen)
+#define LINE 64 /* bytes */
+
+/* Take the group's KV for the rows of this pass. */
+static void add_group(const work_t *w, const ideft_group_t *group)
 {
-    const uint32_t bytes = w->D * ideft_element_bytes(w->type);
-    const ahead_t none = { (const char *)w->sc->o, 0 };
-    const uint64_t tokens = walk->kind[0].total + walk->kind[1].total;
-    const uint32_t rows = (uint32_t)(seen * w->attn->geom->G / ideft_max(tokens, 1)),
+    const ideft_seg_t *seg = w->attn->plan->seg + group->seg_begin,
+                      *end = w->attn->plan->seg + group->seg_end;
+    const uint32_t row_end = w->row0 + w->rows, bytes = w->D * ideft_element_bytes(w->type);
+    const float mean_rows = walk_mean_rows(seg, end, w->row0, row_end);
+    const uint32_t rows = (uint32_t)(mean_rows * (float)w->attn->geom->G),
                    panels = rows / MAX_ROWS + 1;
-    const float loops = (float)(panels * iterations(w, TILE, rows / panels + 1)) / (float)TILE;
+    const uint32_t loops = panels * iterations(w, TILE, rows / panels + 1);
+    const float pace = (float)(2 * bytes * TILE) / (float)loops; /* bytes an iteration */
+    const bool turns = BY_TURNS && pace <= LINE;                 /* arithmetic is the bound */
+    const ahead_t none = { (const char *)w->sc->o, 0 };
+    walk_t walk;
+    stretch_t next;
+    walk_start(&walk, seg, end, w->row0, row_end, turns ? (uint32_t)ceilf(mean_rows) : 0);
     w->sc->stream = (stream_t){ .k = none,
                                 .v = none,
-                                .walk = *walk,
+                                .walk = walk,
                                 .k_plane = w->k,
                                 .v_plane = w->v,
                                 .token_bytes = bytes,
-                                .mean = (float)(2 * bytes) / loops };
+                                .mean = turns ? pace : 0 };
+    while (walk_next(&walk, &next))
+        add_stretch(w, &next);
+    flush(w);
 }
 
 static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t head, void *scratch)
@@ -404,14 +417,7 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
         w.row0 = row;
         w.rows = ideft_min(step, group->row_end - row);
         load_rows(&w, head);
-        walk_t walk;
-        stretch_t next;
-        const uint64_t seen = walk_start(&walk, attn->plan->seg + group->seg_begin,
-                                         attn->plan->seg + group->seg_end, row, row + w.rows);
-        start_stream(&w, &walk, seen);
-        while (walk_next(&walk, &next))
-            add_stretch(&w, &next);
-        flush(&w);
+        add_group(&w, group);
         for (uint32_t r = 0; r < w.n; r++)
             ideft_attn_finish(attn, group, row + r / g->G, head * g->G + r % g->G,
                               w.sc->o + (size_t)r * g->D, w.sc->m[r], sum_lanes(w.sc->d + r * VL));

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* The order in which a pass takes the KV of its group. Runs that many rows see are bound by
- * arithmetic, runs that few rows see by memory. Both kinds are taken in the order of the plan, but by
- * turns, so that the one's requests for memory (ahead.h) go on during the other's arithmetic. The
- * order depends on tokens and rows alone, and not on how the pool cuts a node into runs. */
+ * arithmetic, runs that few rows see by memory. Each kind is taken in the order of the plan. Where
+ * arithmetic is the bound of the whole, both take turns, so that the one's requests for memory
+ * (ahead.h) go on during the other's arithmetic. The order depends on tokens and rows alone, not on
+ * how the pool cuts a node into runs. */
 #ifndef IDEFT_WALK_H
 #define IDEFT_WALK_H
 
@@ -45,27 +46,32 @@ static void walk_skip(walk_t *w, uint32_t kind)
     w->kind[kind].seg = seg;
 }
 
-/* Begin. Returns the sum over the tokens of the rows that see them. */
-static uint64_t walk_start(walk_t *w, const ideft_seg_t *seg, const ideft_seg_t *end,
-                           uint32_t row_begin, uint32_t row_end)
+/* Query rows of the pass that see a token, in the mean over the tokens that any of them sees. */
+static float walk_mean_rows(const ideft_seg_t *seg, const ideft_seg_t *end, uint32_t row_begin,
+                            uint32_t row_end)
 {
+    const walk_t pass = { .row_begin = row_begin, .row_end = row_end };
     uint64_t tokens = 0, seen = 0;
-    *w = (walk_t){ .end = end, .row_begin = row_begin, .row_end = row_end };
-    for (const ideft_seg_t *at = seg; at < end; at++) {
-        const uint32_t rows = walk_rows(w, at);
-        tokens += rows > 0 ? at->n : 0;
-        seen += (uint64_t)rows * at->n;
+    for (; seg < end; seg++) {
+        const uint32_t rows = walk_rows(&pass, seg);
+        tokens += rows > 0 ? seg->n : 0;
+        seen += (uint64_t)rows * seg->n;
     }
-    if (BY_TURNS && tokens > 0)
-        w->many = (uint32_t)((seen + tokens - 1) / tokens); /* the mean, or more */
+    return tokens == 0 ? 0.0f : (float)seen / (float)tokens;
+}
+
+/* Begin. `many`: rows from which on a run is of the first kind; 0: all are. */
+static void walk_start(walk_t *w, const ideft_seg_t *seg, const ideft_seg_t *end,
+                       uint32_t row_begin, uint32_t row_end, uint32_t many)
+{
+    *w = (walk_t){ .end = end, .row_begin = row_begin, .row_end = row_end, .many = many };
     for (const ideft_seg_t *at = seg; at < end; at++)
         if (walk_rows(w, at) > 0)
-            w->kind[walk_rows(w, at) < w->many].total += at->n;
+            w->kind[walk_rows(w, at) < many].total += at->n;
     for (uint32_t kind = 0; kind < 2; kind++) {
         w->kind[kind].seg = seg;
         walk_skip(w, kind);
     }
-    return seen;
 }
 
 /* Whose turn is next: a turn takes a tile of tokens, or less where a node ends. */

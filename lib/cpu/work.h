@@ -19,7 +19,7 @@ typedef struct scratch {
     float o[TILE_ROWS * MAX_D] __attribute__((aligned(64)));
     float kt[MAX_D * TILE] __attribute__((aligned(64)));
     float vt[TILE * MAX_D] __attribute__((aligned(64)));
-    float s[MAX_ROWS * TILE] __attribute__((aligned(64)));
+    float s[MAX_ROWS * LDS] __attribute__((aligned(64)));
     float d[TILE_ROWS * VL] __attribute__((aligned(64))); /* denominators, a partial sum a lane */
     float m[TILE_ROWS], alpha[MAX_ROWS];
     int32_t row[TILE_ROWS], pos[TILE_ROWS]; /* of each matrix row: query row, path position */
