@@ -376,19 +376,22 @@ static void load_rows(work_t *w, uint32_t head)
 /* Take the group's KV for the rows of this pass. */
 static void add_group(const work_t *w, const ideft_group_t *group)
 {
-    const ideft_seg_t *seg = w->attn->plan->seg + group->seg_begin,
-                      *end = w->attn->plan->seg + group->seg_end;
-    const uint32_t row_end = w->row0 + w->rows, bytes = w->D * ideft_element_bytes(w->type);
-    const float mean_rows = walk_mean_rows(seg, end, w->row0, row_end);
+    const ideft_plan_t *plan = w->attn->plan;
+    const ideft_seg_t *seg = plan->seg + group->seg_begin;
+    walk_t walk = { .end = plan->seg + group->seg_end,
+                    .row = plan->row,
+                    .row_begin = w->row0,
+                    .row_end = w->row0 + w->rows };
+    const float mean_rows = walk_mean_rows(&walk, seg);
+    const uint32_t bytes = w->D * ideft_element_bytes(w->type);
     const uint32_t rows = (uint32_t)(mean_rows * (float)w->attn->geom->G),
                    panels = rows / MAX_ROWS + 1;
     const uint32_t loops = panels * iterations(w, TILE, rows / panels + 1);
     const float pace = (float)(2 * bytes * TILE) / (float)loops; /* bytes an iteration */
     const bool turns = BY_TURNS && pace <= LINE;                 /* arithmetic is the bound */
     const ahead_t none = { (const char *)w->sc->o, 0 };
-    walk_t walk;
     stretch_t next;
-    walk_start(&walk, seg, end, w->row0, row_end, turns ? (uint32_t)ceilf(mean_rows) : 0);
+    walk_start(&walk, seg, turns ? (uint32_t)ceilf(mean_rows) : 0);
     w->sc->stream = (stream_t){ .k = none,
                                 .v = none,
                                 .walk = walk,

@@ -22,6 +22,7 @@ typedef struct walk {
         uint64_t done, total; /* tokens */
     } kind[2];                /* seen by many rows, by few */
     const ideft_seg_t *end;
+    const ideft_row_t *row;
     uint32_t row_begin, row_end; /* of the pass */
     uint32_t many;               /* rows */
     uint32_t now, taken;         /* the kind whose turn it is, and its tokens in this turn */
@@ -35,39 +36,42 @@ INLINE uint32_t walk_rows(const walk_t *w, const ideft_seg_t *seg)
     return begin < end ? end - begin : 0;
 }
 
+/* Tokens of the run that they see: of those that see it, the last row stands furthest back. */
+INLINE uint32_t walk_tokens(const walk_t *w, const ideft_seg_t *seg)
+{
+    if (walk_rows(w, seg) == 0)
+        return 0;
+    const uint32_t pos = w->row[ideft_min(seg->row_end, w->row_end) - 1].pos;
+    return pos < seg->pos ? 0 : ideft_min(seg->n, pos + 1 - seg->pos);
+}
+
 static void walk_skip(walk_t *w, uint32_t kind)
 {
     const ideft_seg_t *seg = w->kind[kind].seg;
-    for (; seg < w->end; seg++) {
-        const uint32_t rows = seg->n == 0 ? 0 : walk_rows(w, seg);
-        if (rows > 0 && (rows < w->many) == (kind == 1))
-            break;
-    }
+    while (seg < w->end &&
+           (walk_tokens(w, seg) == 0 || (walk_rows(w, seg) < w->many) != (kind == 1)))
+        seg++;
     w->kind[kind].seg = seg;
 }
 
 /* Query rows of the pass that see a token, in the mean over the tokens that any of them sees. */
-static float walk_mean_rows(const ideft_seg_t *seg, const ideft_seg_t *end, uint32_t row_begin,
-                            uint32_t row_end)
+static float walk_mean_rows(const walk_t *w, const ideft_seg_t *seg)
 {
-    const walk_t pass = { .row_begin = row_begin, .row_end = row_end };
     uint64_t tokens = 0, seen = 0;
-    for (; seg < end; seg++) {
-        const uint32_t rows = walk_rows(&pass, seg);
-        tokens += rows > 0 ? seg->n : 0;
-        seen += (uint64_t)rows * seg->n;
+    for (; seg < w->end; seg++) {
+        const uint32_t n = walk_tokens(w, seg);
+        tokens += n;
+        seen += (uint64_t)walk_rows(w, seg) * n;
     }
     return tokens == 0 ? 0.0f : (float)seen / (float)tokens;
 }
 
-/* Begin. `many`: rows from which on a run is of the first kind; 0: all are. */
-static void walk_start(walk_t *w, const ideft_seg_t *seg, const ideft_seg_t *end,
-                       uint32_t row_begin, uint32_t row_end, uint32_t many)
+/* Begin at `seg`. `many`: rows from which on a run is of the first kind; 0: all are. */
+static void walk_start(walk_t *w, const ideft_seg_t *seg, uint32_t many)
 {
-    *w = (walk_t){ .end = end, .row_begin = row_begin, .row_end = row_end, .many = many };
-    for (const ideft_seg_t *at = seg; at < end; at++)
-        if (walk_rows(w, at) > 0)
-            w->kind[walk_rows(w, at) < many].total += at->n;
+    w->many = many;
+    for (const ideft_seg_t *at = seg; at < w->end; at++)
+        w->kind[walk_rows(w, at) < many].total += walk_tokens(w, at);
     for (uint32_t kind = 0; kind < 2; kind++) {
         w->kind[kind].seg = seg;
         walk_skip(w, kind);
@@ -99,12 +103,12 @@ static bool walk_next(walk_t *w, stretch_t *to)
     const ideft_seg_t *seg = w->kind[kind].seg;
     if (seg == w->end)
         return false;
-    const uint32_t n = ideft_min(seg->n - from, TILE - w->taken);
+    const uint32_t all = walk_tokens(w, seg), n = ideft_min(all - from, TILE - w->taken);
     *to = (stretch_t){ seg, from, n };
     w->kind[kind].done += n;
     w->kind[kind].from += n;
     w->taken += n;
-    if (w->kind[kind].from == seg->n) {
+    if (w->kind[kind].from == all) {
         w->kind[kind].from = 0;
         w->kind[kind].seg++;
         walk_skip(w, kind);

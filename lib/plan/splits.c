@@ -83,6 +83,16 @@ static uint32_t first_row(const cutter_t *c, const ideft_visit_t *v, uint32_t of
     return ideft_max(v->row_begin + own, c->row_begin);
 }
 
+/* Tokens of the visit that rows of the tile see. Its own rows stand on tokens that adjoin: where
+ * the tile ends among them, nothing after its last row's token is seen. */
+static uint32_t seen_tokens(const cutter_t *c, const ideft_visit_t *v)
+{
+    const uint32_t last = ideft_min(v->row_end, c->row_end) - 1;
+    if (last >= v->row_begin + v->n_self)
+        return v->n;
+    return ideft_min(v->n, v->self_pos + (last - v->row_begin) + 1 - v->start);
+}
+
 /* The tokens of `whole`, `from` tokens into a node of several runs, run by run. */
 static void emit_runs(cutter_t *c, uint32_t visit, uint32_t from, const ideft_seg_t *whole)
 {
@@ -210,11 +220,12 @@ static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t ta
     for (uint32_t i = 0; i < n && !c->failed; i++) {
         const ideft_visit_t *v = &c->planner->visit.at[list[i]];
         const uint64_t cost = token_cost(c, v);
-        for (uint32_t from = 0, to; from < v->n; from = to) {
+        const uint32_t n_seen = seen_tokens(c, v);
+        for (uint32_t from = 0, to; from < n_seen; from = to) {
             const uint64_t fit = c->cost < target ? (target - c->cost + cost - 1) / cost : 1;
             /* cuts at whole tiles of the node; no slivers */
             const uint64_t tile = IDEFT_TILE_TOKENS, end = (from + fit + tile - 1) / tile * tile;
-            to = end + tile / 2 >= v->n ? v->n : (uint32_t)end;
+            to = end + tile / 2 >= n_seen ? n_seen : (uint32_t)end;
             emit(c, list[i], from, to);
             c->cost += cost * (to - from);
             if (c->cost >= target)
@@ -227,8 +238,10 @@ static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t ta
 static uint64_t cost_of(const cutter_t *c, const uint32_t *list, uint32_t n)
 {
     uint64_t cost = 0;
-    for (uint32_t i = 0; i < n; i++)
-        cost += token_cost(c, &c->planner->visit.at[list[i]]) * c->planner->visit.at[list[i]].n;
+    for (uint32_t i = 0; i < n; i++) {
+        const ideft_visit_t *v = &c->planner->visit.at[list[i]];
+        cost += token_cost(c, v) * seen_tokens(c, v);
+    }
     return cost;
 }
 
@@ -262,13 +275,14 @@ static inline void put_whole(cutter_t *c, uint32_t visit)
 {
     ideft_planner_t *planner = c->planner;
     ideft_visit_t *v = &planner->visit.at[visit];
+    const uint32_t n = seen_tokens(c, v);
     if (v->slot == IDEFT_NONE || planner->geometry->max_window != 0) {
-        emit(c, visit, 0, v->n);
-    } else if (v->n > 0) {
+        emit(c, visit, 0, n);
+    } else if (n > 0) {
         const uint32_t begin = ideft_max(v->row_begin, c->row_begin);
         const uint32_t end = ideft_min(v->row_end, c->row_end);
         ideft_seg_t *seg = &planner->seg.at[planner->seg.n];
-        seg[0] = (ideft_seg_t){ v->slot, v->n, v->start, begin, end };
+        seg[0] = (ideft_seg_t){ v->slot, n, v->start, begin, end };
         planner->seg.n++;
         if (v->n_self == 1 && v->row_end - v->row_begin == 1) {
             v->last_seg = (uint32_t)planner->seg.n - 1;
@@ -276,7 +290,7 @@ static inline void put_whole(cutter_t *c, uint32_t visit)
             planner->seg.n++;
         }
     }
-    c->cost += token_cost(c, v) * v->n;
+    c->cost += token_cost(c, v) * n;
 }
 
 /* Visits of the tile: those met before that go on into it, to the front of `list`. */
