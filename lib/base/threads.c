@@ -23,6 +23,7 @@
 #include "host.h"
 #include "processors.h"
 
+#define LINE 64   /* bytes of a cache line */
 #define SPINS 400 /* some ten microseconds: from one loop of a layer to the next */
 
 struct deft_threads_t {
@@ -31,17 +32,18 @@ struct deft_threads_t {
     pthread_t *thread; /* [n - 1] */
     pid_t pid;         /* of the process in which they were started */
     int spins;
-    /* the open loop */
+    /* The open loop. What every thread writes, or looks at while it waits, lies on cache lines of
+     * its own: a task that is taken then disturbs nobody who waits. */
     deft_task_fn task;
     void *arg;
     uint32_t n_tasks;
-    _Atomic uint32_t next;  /* task to be taken */
-    _Atomic uint32_t gate;  /* see above */
-    _Atomic uint32_t left;  /* workers that went in and are out again */
-    _Atomic uint32_t epoch; /* loops that were opened */
-    _Atomic bool busy;      /* some caller has the pool */
+    _Alignas(LINE) _Atomic uint32_t next;  /* task to be taken */
+    _Alignas(LINE) _Atomic uint32_t epoch; /* loops that were opened */
+    _Alignas(LINE) _Atomic uint32_t gate;  /* see above */
+    _Atomic uint32_t left;                 /* workers that went in and are out again */
+    _Atomic bool busy;                     /* some caller has the pool */
     /* sleeping */
-    pthread_mutex_t mutex;
+    _Alignas(LINE) pthread_mutex_t mutex;
     pthread_cond_t wake, done;
     _Atomic uint32_t asleep;
     _Atomic bool waiting; /* the caller sleeps until the workers are out */
