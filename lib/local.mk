@@ -31,9 +31,10 @@ endif
 libdeft_la_DEPENDENCIES = $(top_srcdir)/lib/libdeft.map
 EXTRA_DIST += lib/libdeft.map
 
-deft_tile = lib/cpu/micro_amx.h lib/cpu/micro_bf16.h lib/cpu/micro_fma.h lib/cpu/pairs.h \
-	lib/cpu/shapes.h lib/cpu/tile.h lib/cpu/transpose8_avx.h lib/cpu/vec.h lib/cpu/vec_4.h \
-	lib/cpu/vec_avx2.h lib/cpu/vec_avx512.h lib/cpu/vec_math.h lib/cpu/work.h
+deft_tile = lib/cpu/ahead.h lib/cpu/micro_amx.h lib/cpu/micro_bf16.h lib/cpu/micro_fma.h \
+	lib/cpu/pairs.h lib/cpu/shapes.h lib/cpu/tile.h lib/cpu/transpose8_avx.h lib/cpu/vec.h \
+	lib/cpu/vec_4.h lib/cpu/vec_avx2.h lib/cpu/vec_avx512.h lib/cpu/vec_math.h lib/cpu/walk.h \
+	lib/cpu/work.h
 noinst_LTLIBRARIES += libdeft_vector.la
 libdeft_vector_la_SOURCES = lib/cpu/isa_vector.c $(deft_tile)
 libdeft_vector_la_CPPFLAGS = $(deft_cppflags)
