@@ -21,8 +21,9 @@
 # clang, musl, aarch64 and m32 are skipped where their tools are missing. With DEFT_CI=1 in the
 # environment these are installed, and a stage but cuda that lacks a tool has failed. A line a stage,
 # and one last line: N passed, N failed, N skipped. The exit status is 0 when none failed. The random
-# tests are cut short so that all of this takes under half an hour on two cores; DEFT_TEST_SCALE=1 in the environment runs them in full. Builds in build/test/ ($DEFT_BUILD/test),
-# where each stage leaves its log.
+# tests are cut short so that all of this takes under half an hour on two cores; DEFT_TEST_SCALE=1 in
+# the environment runs them in full. Builds in build/test/ ($DEFT_BUILD/test), where each stage
+# leaves its log.
 set -eu
 cd "$(dirname "$0")/.."
 top=$(pwd)
