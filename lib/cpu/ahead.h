@@ -8,6 +8,7 @@
 
 #include "walk.h"
 
+#define LINE 64                        /* bytes of a cache line */
 #define AHEAD_MAX ((int64_t)256 << 10) /* bytes that wait at most */
 
 /* What a loop asks for: a line at `at`, then `bytes` further on each time. */
@@ -22,7 +23,7 @@ typedef struct stream {
     const unsigned char *k_plane, *v_plane;
     uint32_t token_bytes; /* of K, and of V */
     uint64_t asked, used; /* tokens: up to k and v, and in tiles */
-    float mean;           /* bytes of the whole pass an iteration */
+    float mean;           /* bytes an iteration over the whole pass; 0: no further than a tile */
     uint32_t pace;        /* bytes an iteration, in this tile */
 } stream_t;
 
@@ -66,7 +67,7 @@ INLINE ahead_t take_ahead(stream_t *s, uint32_t n)
 /* A tile of n tokens begins, whose loops have so many iterations: set the pace. */
 static void stream_pace(stream_t *s, uint32_t n_tokens, uint32_t iterations)
 {
-    const int64_t token = 2 * (int64_t)s->token_bytes, line = 64;
+    const int64_t token = 2 * (int64_t)s->token_bytes, loops = iterations;
     s->used += n_tokens;
     s->pace = 1;
     while (s->asked < s->used && stream_next(s)) /* too late to ask for those */
@@ -74,23 +75,23 @@ static void stream_pace(stream_t *s, uint32_t n_tokens, uint32_t iterations)
     const int64_t waiting = ((int64_t)s->asked - (int64_t)s->used) * token - s->k.bytes -
                             s->v.bytes;
     const int64_t next = TILE * token - waiting, room = AHEAD_MAX - waiting,
-                  even = (int64_t)(s->mean * (float)iterations);
+                  even = (int64_t)(s->mean * (float)loops);
     int64_t want = even < room ? even : room;
     want = want < next ? next : want;
     /* more than a line an iteration: memory is the bound, ask for the surplus at once */
-    for (int64_t surplus = want - iterations * line; surplus > 0;) {
+    for (int64_t surplus = want - loops * LINE; surplus > 0;) {
         ahead_t *from = stream_at(s);
         const int64_t bytes = surplus < from->bytes ? surplus : from->bytes;
         if (bytes == 0)
             break;
-        for (int64_t i = 0; i < bytes; i += line)
+        for (int64_t i = 0; i < bytes; i += LINE)
             PREFETCH(from->at + i);
         from->at += bytes;
         from->bytes -= (uint32_t)bytes;
         surplus -= bytes;
         want -= bytes;
     }
-    s->pace = want <= 0 ? 0 : (uint32_t)ideft_min(line, want / (iterations + 1) + 1);
+    s->pace = want <= 0 ? 0 : (uint32_t)ideft_min(LINE, want / (loops + 1) + 1);
 }
 
 #endif

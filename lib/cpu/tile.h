@@ -307,6 +307,12 @@ static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, 
 
 #define SMALL 16u /* tokens of a node that shares a tile with others */
 
+/* K and V of a tile that so many matrix rows see: as stored, or widened. */
+INLINE deft_dtype_t form_for(const work_t *w, uint32_t rows)
+{
+    return rows <= RAW_PANELS * MAX_ROWS ? w->type : DEFT_F32;
+}
+
 static void add_stretch(const work_t *w, const stretch_t *next)
 {
     scratch_t *sc = w->sc;
@@ -325,8 +331,7 @@ static void add_stretch(const work_t *w, const stretch_t *next)
             sc->end = end;
             sc->uniform = true;
             sc->small = seg->n < SMALL;
-            sc->form = (end - begin) * w->attn->geom->G <= RAW_PANELS * MAX_ROWS ? w->type
-                                                                                 : DEFT_F32;
+            sc->form = form_for(w, (end - begin) * w->attn->geom->G);
         } else if (begin != sc->begin || end != sc->end) {
             sc->uniform = false;
             sc->begin = ideft_min(sc->begin, begin);
@@ -371,8 +376,6 @@ static void load_rows(work_t *w, uint32_t head)
     sc->cols = sc->n_piece = 0;
 }
 
-#define LINE 64 /* bytes */
-
 /* Take the group's KV for the rows of this pass. */
 static void add_group(const work_t *w, const ideft_group_t *group)
 {
@@ -386,6 +389,7 @@ static void add_group(const work_t *w, const ideft_group_t *group)
     const uint32_t bytes = w->D * ideft_element_bytes(w->type);
     const uint32_t rows = (uint32_t)(mean_rows * (float)w->attn->geom->G),
                    panels = rows / MAX_ROWS + 1;
+    w->sc->form = form_for(w, rows); /* the order must not depend on what was computed before */
     const uint32_t loops = panels * iterations(w, TILE, rows / panels + 1);
     const float pace = (float)(2 * bytes * TILE) / (float)loops; /* bytes an iteration */
     const bool turns = BY_TURNS && pace <= LINE;                 /* arithmetic is the bound */

@@ -3,10 +3,9 @@
  *
  * limit = the larger of the measured time to read the unique KV bytes once with the same threads,
  * and 4 * head_dim * query heads * (sum of path lengths) operations at the measured peak (of the
- * instruction set that is asked for). The
- * layers of a context together exceed the caches and take turns, so every call finds its KV cold,
- * as in a model. Every split is verified against a float64 reference over the same stored K and V
- * before it is timed. */
+ * instruction set that is asked for). The layers of a context together exceed the caches and take
+ * turns, so every call finds its KV cold, as in a model. Every split is verified against a float64
+ * reference over the same stored K and V before it is timed. */
 #include "config.h"
 
 #include "bench_attend.h"
