@@ -518,6 +518,62 @@ START_TEST(test_attn_accepted_drafts_lie_together)
 }
 END_TEST
 
+/* A step that is attended twice gives the same bits: nothing that was computed before, or by another
+ * thread, changes the order in which a row is summed up. Leaves of a star, few to many, so that the
+ * device's ways of taking its KV are all met. */
+START_TEST(test_attn_same_bits_whatever_came_before)
+{
+    enum { ROOT = 400, LEAF = 70, LEAVES = 40, H = 4, HKV = 2, D = 64 };
+    static float k[ROOT * HKV * D], q[LEAVES * H * D], o[2][LEAVES * H * D];
+    static const deft_dtype_t types[] = { DEFT_F32, DEFT_F16, DEFT_BF16 };
+
+    t_fill(t_seed(81), 1, k, sizeof(k) / sizeof(*k));
+    t_fill(t_seed(82), 1, q, sizeof(q) / sizeof(*q));
+    for (int isa = DEFT_ISA_VECTOR; isa <= DEFT_ISA_AMX_BF16; isa++)
+        for (size_t type = 0; type < 3; type++)
+            for (uint32_t leaves = 1; leaves <= LEAVES; leaves += 3) {
+                deft_config_t cfg = t_config(ROOT + LEAVES * LEAF + 16);
+                deft_node_t leaf[LEAVES];
+                deft_ctx_t *ctx;
+                deft_tree_t *tree;
+                deft_step_t step;
+
+                cfg.isa = (deft_isa_t)isa;
+                cfg.kv_type = types[type];
+                cfg.n_layers = 1;
+                cfg.n_q_heads = H;
+                cfg.n_kv_heads = HKV;
+                cfg.head_dim = D;
+                cfg.n_threads = 1;
+                if (deft_ctx_create(&cfg, &ctx) != DEFT_OK)
+                    continue; /* this processor lacks the set */
+                T_OK(deft_tree_create(ctx, &tree));
+                const deft_node_t root = deft_tree_root(tree);
+                T_OK(deft_tree_append(tree, root, ROOT, NULL));
+                T_OK(deft_tree_fork(tree, root, leaves, leaf));
+                const deft_rows_t all = { tree, root, ROOT };
+                T_OK(deft_step_begin(ctx, &all, 1, 0, &step));
+                T_OK(deft_step_write(step, 0, k, k));
+                T_OK(deft_step_end(step));
+                for (uint32_t i = 0; i < leaves; i++) {
+                    T_OK(deft_tree_append(tree, leaf[i], LEAF, NULL));
+                    const deft_rows_t most = { tree, leaf[i], LEAF - 1 };
+                    T_OK(deft_step_begin(ctx, &most, 1, 0, &step));
+                    T_OK(deft_step_write(step, 0, k + i, k + i));
+                    T_OK(deft_step_end(step));
+                }
+                T_OK(deft_step_begin(ctx, NULL, 0, 0, &step));
+                T_OK(deft_step_write(step, 0, k, k));
+                for (int i = 0; i < 2; i++)
+                    T_OK(deft_step_attend(step, 0, q, o[i]));
+                T_CHECK(memcmp(o[0], o[1], leaves * H * D * sizeof(float)) == 0,
+                        "other bits the second time: set %d, type %d, %u leaves", isa,
+                        (int)types[type], leaves);
+                deft_ctx_destroy(ctx);
+            }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -525,6 +581,7 @@ int main(void)
         test_attn_equal_logits_give_the_mean,        test_attn_huge_logits_stay_finite,
         test_attn_nan_touches_only_rows_that_see_it, test_attn_freed_slots_are_never_seen,
         test_attn_shared_prefix_outlives_its_tree,   test_attn_accepted_drafts_lie_together,
+        test_attn_same_bits_whatever_came_before,
     };
 
     return suite_run("attention_properties", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));
