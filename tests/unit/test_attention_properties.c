@@ -518,9 +518,9 @@ START_TEST(test_attn_accepted_drafts_lie_together)
 }
 END_TEST
 
-/* A step that is attended twice gives the same bits: nothing that was computed before, or by another
- * thread, changes the order in which a row is summed up. Leaves of a star, few to many, so that the
- * device's ways of taking its KV are all met. */
+/* A step that is attended twice gives the same bits: what was computed before does not change the
+ * order in which a row is summed up. Leaves of a star, few to many, so that the device's ways of
+ * taking its KV are all met. */
 START_TEST(test_attn_same_bits_whatever_came_before)
 {
     enum { ROOT = 400, LEAF = 70, LEAVES = 40, H = 4, HKV = 2, D = 64 };
