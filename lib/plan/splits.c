@@ -214,12 +214,26 @@ static uint32_t path_of(const ideft_planner_t *planner, uint32_t visit, uint32_t
     return depth;
 }
 
-/* Put the listed visits into groups of about `target` cost each. */
-static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t target)
+/* Cost of a group that takes tokens of the visit, in a tile that is cut in parts. Where units go to
+ * whoever is free, the last ones should be small, and nodes that few rows of the tile see can be
+ * cut finer for nothing: a cut between two leaves adds no partial. */
+static uint64_t target_of(const cutter_t *c, const ideft_visit_t *v, uint64_t part)
 {
+    const uint32_t rows = ideft_min(v->row_end, c->row_end) - ideft_max(v->row_begin, c->row_begin);
+    const uint64_t least = c->machine->min_cost / 2;
+    if (ideft_in_rounds(c->machine) || 2 * rows > c->row_end - c->row_begin)
+        return part;
+    return part / 4 > least ? part / 4 : least;
+}
+
+/* Put the listed visits into groups of about one of `parts` of their cost each. */
+static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t cost_all,
+                      uint32_t parts)
+{
+    const uint64_t part = (cost_all + parts - 1) / parts;
     for (uint32_t i = 0; i < n && !c->failed; i++) {
         const ideft_visit_t *v = &c->planner->visit.at[list[i]];
-        const uint64_t cost = token_cost(c, v);
+        const uint64_t cost = token_cost(c, v), target = parts > 1 ? target_of(c, v, part) : part;
         const uint32_t n_seen = seen_tokens(c, v);
         for (uint32_t from = 0, to; from < n_seen; from = to) {
             const uint64_t fit = c->cost < target ? (target - c->cost + cost - 1) / cost : 1;
@@ -264,7 +278,7 @@ static void cut_sequence(cutter_t *c, uint32_t *list)
             const uint32_t n = path_of(planner, i, list);
             const uint64_t cost = cost_of(c, list, n);
             const uint32_t parts = ideft_cost_parts(c->machine, &c->sizes, cost, tiles, c->least);
-            emit_even(c, list, n, (cost + parts - 1) / parts);
+            emit_even(c, list, n, cost, parts);
         }
     }
 }
@@ -377,7 +391,7 @@ static void cut_auto(cutter_t *c, uint32_t *list)
                 list[n++] = i;
             const uint64_t cost = cost_of(c, list, n);
             const uint32_t parts = ideft_cost_parts(c->machine, &c->sizes, cost, tiles, c->least);
-            emit_even(c, list, n, (cost + parts - 1) / parts);
+            emit_even(c, list, n, cost, parts);
         }
         next = end;
     }
