@@ -193,7 +193,8 @@ stage_clang() {
 stage_musl() {
     needs musl-gcc || return
     (PKG_CONFIG_LIBDIR=/nonexistent && export PKG_CONFIG_LIBDIR &&
-        programs "$base/musl" "" CC=musl-gcc --without-mimalloc LDFLAGS=-static)
+        programs "$base/musl" "" CC=musl-gcc --without-mimalloc LDFLAGS=-static) &&
+        { grep -q 'no makecontext()' "$base/musl.log" || { echo "no word on the engine"; return 1; }; }
 }
 
 foreign() { # name, host, Debian's architecture, where its libraries are, LOG_COMPILER, package...
