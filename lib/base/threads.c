@@ -7,12 +7,13 @@
  * closed, or the next loop open, which is as good. So a loop never waits for a thread that has no
  * processor, and there is no barrier: a second phase is a second loop.
  *
- * Who sleeps is woken in a chain: the caller wakes two, each worker two more while there are tasks,
+ * Sleepers are woken in a chain: the caller wakes two, each worker two more while there are tasks,
  * so that a short loop wakes few. Before it sleeps a worker looks for the next loop for a while,
  * but only where every thread has a processor. */
 #include "config.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -29,8 +30,8 @@
 struct deft_threads_t {
     ideft_host_t host;
     uint32_t n, n_started;
-    pthread_t *thread; /* [n - 1] */
-    pid_t pid;         /* of the process in which they were started */
+    pthread_t *thread;     /* [n - 1] */
+    _Atomic uint32_t home; /* process that has the workers, and STARTING while it makes them */
     int spins;
     /* The open loop. What every thread writes, or looks at while it waits, lies on cache lines of
      * its own: a task that is taken then disturbs nobody who waits. */
@@ -57,6 +58,29 @@ static inline void relax(void)
 #elif defined(__aarch64__)
     __asm__ volatile("isb");
 #endif
+}
+
+/* ---- the process ----------------------------------------------------------------------------- */
+
+/* A child of fork() has the pool but not its workers. It is known by its pid, and by the number of
+ * forks that lead to it: in a new namespace, or after a long time, it may have its parent's pid. */
+#define STARTING 0x80000000u
+
+static _Atomic uint32_t forks;
+
+static void count_fork(void)
+{
+    atomic_fetch_add(&forks, 1);
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, count_fork);
+}
+
+static uint32_t this_process(void)
+{
+    return (atomic_load(&forks) << 22 & ~STARTING) | ((uint32_t)getpid() & 0x3fffffu);
 }
 
 /* ---- workers --------------------------------------------------------------------------------- */
@@ -137,12 +161,15 @@ static void *worker_main(void *arg)
     }
 }
 
-/* All of them, with every signal blocked: signals are for the threads of the program. */
+/* All of them. Signals are for the threads of the program: workers block all but those that a fault
+ * of their own raises, which would end the process if its handler could not run. */
 static bool start_workers(deft_threads_t *pool)
 {
+    static const int faults[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGABRT };
     sigset_t all, before;
     sigfillset(&all);
-    pool->pid = getpid();
+    for (size_t i = 0; i < sizeof(faults) / sizeof(*faults); i++)
+        sigdelset(&all, faults[i]);
     pool->spins = pool->n <= ideft_processors("") ? SPINS : 0;
     if (pool->n > 1 && pthread_sigmask(SIG_SETMASK, &all, &before) != 0)
         return false;
@@ -161,9 +188,19 @@ static void prepare(deft_threads_t *pool)
     pthread_cond_init(&pool->done, NULL);
 }
 
-/* In a child of fork(), which has no workers, and whatever state the parent was in. */
-static void restart(deft_threads_t *pool)
+/* In a child of fork(), which has no workers, and whatever state the parent was in. Of threads that
+ * come at the same time one does it, the others wait. */
+static void restart(deft_threads_t *pool, uint32_t here)
 {
+    const uint32_t starting = here | STARTING;
+    uint32_t was = atomic_load(&pool->home);
+    while (was != here &&
+           (was == starting || !atomic_compare_exchange_weak(&pool->home, &was, starting))) {
+        sched_yield();
+        was = atomic_load(&pool->home);
+    }
+    if (was == here)
+        return;
     prepare(pool);
     atomic_store(&pool->gate, 0);
     atomic_store(&pool->epoch, 0);
@@ -172,6 +209,7 @@ static void restart(deft_threads_t *pool)
     atomic_store(&pool->busy, false);
     pool->n_started = 0;
     start_workers(pool); /* without some of them loops are slower, no more */
+    atomic_store(&pool->home, here);
 }
 
 /* ---- loops ----------------------------------------------------------------------------------- */
@@ -207,17 +245,23 @@ static void close_loop(deft_threads_t *pool)
 void deft_threads_run(void *threads, uint32_t n, deft_task_fn task, void *arg)
 {
     deft_threads_t *pool = threads;
-    if (n > 1 && pool->n > 1 && pool->pid != getpid())
-        restart(pool);
+    int cancel;
+    if (n > 1 && pool->n > 1) {
+        const uint32_t here = this_process();
+        if (atomic_load(&pool->home) != here)
+            restart(pool, here);
+    }
     if (n < 2 || pool->n < 2 || atomic_exchange(&pool->busy, true)) {
         for (uint32_t i = 0; i < n; i++)
             task(arg, i);
         return;
     }
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* workers use the caller's stack */
     open_loop(pool, n, task, arg);
     take_tasks(pool);
     close_loop(pool);
     atomic_store(&pool->busy, false);
+    pthread_setcancelstate(cancel, &cancel);
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -227,6 +271,7 @@ deft_status_t deft_threads_create(uint32_t n, const deft_allocator_t *allocator,
 {
     const deft_config_t config = { .allocator = allocator == NULL ? (deft_allocator_t){ 0 }
                                                                   : *allocator };
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     ideft_host_t host;
     if (threads_p == NULL || n > IDEFT_MAX_THREADS)
         return DEFT_ERR_INVAL;
@@ -237,6 +282,8 @@ deft_status_t deft_threads_create(uint32_t n, const deft_allocator_t *allocator,
         return DEFT_ERR_NOMEM;
     pool->host = host;
     pool->n = n;
+    pthread_once(&once, watch_forks);
+    atomic_init(&pool->home, this_process());
     prepare(pool);
     pool->thread = n == 1 ? NULL : ideft_zalloc(&host, (n - 1) * sizeof(pthread_t), 64, "threads");
     if ((n > 1 && pool->thread == NULL) || !start_workers(pool)) {
@@ -251,7 +298,8 @@ void deft_threads_destroy(deft_threads_t *pool)
 {
     if (pool == NULL)
         return;
-    if (pool->n_started > 0 && pool->pid == getpid()) {
+    if (atomic_load(&pool->home) ==
+        this_process()) { /* in a child that has run no loop there is nothing to end */
         pthread_mutex_lock(&pool->mutex);
         atomic_store(&pool->stop, true);
         atomic_fetch_add(&pool->epoch, 1);

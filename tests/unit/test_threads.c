@@ -177,7 +177,8 @@ static size_t look_at_threads(size_t *deaf)
         }
         n += ours;
         *deaf += ours && (blocked >> (SIGTERM - 1) & 1) && (blocked >> (SIGINT - 1) & 1) &&
-                 (blocked >> (SIGUSR1 - 1) & 1);
+                 (blocked >> (SIGUSR1 - 1) & 1) && !(blocked >> (SIGSEGV - 1) & 1) &&
+                 !(blocked >> (SIGFPE - 1) & 1); /* a fault finds the program's handler */
     }
     closedir(dir);
     return n;
@@ -514,6 +515,112 @@ START_TEST(test_ctx_lives_on_in_a_child)
 END_TEST
 #endif
 
+static void sleep_a_little(void *arg, uint32_t i)
+{
+    (void)i;
+    atomic_fetch_add((_Atomic uint32_t *)arg, 1);
+    usleep(20000);
+}
+
+static void *run_to_be_cancelled(void *arg)
+{
+    _Atomic uint32_t done = 0; /* on a stack that is gone when the thread has ended */
+
+    deft_threads_run(arg, 8, sleep_a_little, &done);
+    pthread_testcancel();
+    return NULL;
+}
+
+/* A thread that is cancelled in a loop ends after it. */
+START_TEST(test_threads_of_a_cancelled_caller)
+{
+    for (int round = 0; round < 5; round++) {
+        deft_threads_t *pool = NULL;
+        _Atomic uint32_t done = 0;
+        pthread_t thread;
+
+        T_OK(deft_threads_create(4, NULL, &pool));
+        ck_assert_int_eq(pthread_create(&thread, NULL, run_to_be_cancelled, pool), 0);
+        usleep(5000 + 10000 * (unsigned)round);
+        pthread_cancel(thread);
+        ck_assert_int_eq(pthread_join(thread, NULL), 0);
+        deft_threads_run(pool, 8, sleep_a_little, &done);
+        ck_assert_uint_eq(atomic_load(&done), 8);
+        deft_threads_destroy(pool);
+    }
+}
+END_TEST
+
+#if HAVE_FORK
+typedef struct twin {
+    deft_threads_t *pool;
+    pthread_barrier_t *at_once;
+    _Atomic uint32_t done;
+} twin_t;
+
+static void count_one(void *arg, uint32_t i)
+{
+    twin_t *twin = arg;
+
+    (void)i;
+    atomic_fetch_add(&twin->done, 1);
+}
+
+static void *run_first_loop(void *arg)
+{
+    twin_t *twin = arg;
+
+    pthread_barrier_wait(twin->at_once);
+    deft_threads_run(twin->pool, 64, count_one, twin);
+    return NULL;
+}
+
+/* Several threads of a child run its first loop at the same time: the workers start again once. */
+START_TEST(test_first_loops_of_a_child)
+{
+    enum { TWINS = 4 };
+
+    for (int round = 0; round < 50; round++) {
+        deft_threads_t *pool = NULL;
+        int status;
+
+        T_OK(deft_threads_create(3, NULL, &pool));
+        const pid_t child = fork();
+        if (child == 0) {
+            pthread_barrier_t at_once;
+            pthread_t thread[TWINS];
+            twin_t twin[TWINS];
+            bool ok = true;
+
+            alarm(20);
+            pthread_barrier_init(&at_once, NULL, TWINS);
+            for (int i = 0; i < TWINS; i++) {
+                twin[i].pool = pool;
+                twin[i].at_once = &at_once;
+                atomic_init(&twin[i].done, 0);
+                ok = ok && pthread_create(&thread[i], NULL, run_first_loop, &twin[i]) == 0;
+            }
+            for (int i = 0; ok && i < TWINS; i++) {
+                pthread_join(thread[i], NULL);
+                ok = ok && atomic_load(&twin[i].done) == 64;
+            }
+#ifdef __linux__
+            threads_are(2);
+#endif
+            deft_threads_destroy(pool);
+#ifdef __linux__
+            threads_are(0);
+#endif
+            _exit(ok ? 0 : 1);
+        }
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        T_CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child: %#x", status);
+        deft_threads_destroy(pool);
+    }
+}
+END_TEST
+#endif
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -527,8 +634,10 @@ int main(void)
         test_ctx_runs_on_a_job_system,
         test_small_work_stays_on_the_caller,
         test_contexts_share_a_pool,
+        test_threads_of_a_cancelled_caller,
 #if HAVE_FORK
         test_ctx_lives_on_in_a_child,
+        test_first_loops_of_a_child,
 #endif
     };
 
