@@ -115,7 +115,8 @@ static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
         memcpy(g->sinks, c->sinks, g->H * sizeof(*g->sinks));
     bool all = true;
     for (uint32_t l = 0; l < g->n_layers; l++) {
-        g->windows[l] = c->windows != NULL ? c->windows[l] : c->window;
+        const uint32_t window = c->windows != NULL ? c->windows[l] : c->window;
+        g->windows[l] = window < IDEFT_MAX_TOKENS ? window : 0; /* no path is longer */
         all = all && g->windows[l] != 0;
         g->max_window = ideft_max(g->max_window, g->windows[l]);
     }
@@ -123,7 +124,7 @@ static deft_status_t set_geometry(deft_ctx_t *ctx, const deft_config_t *c)
     return DEFT_OK;
 }
 
-/* Could another device serve in place of one that cannot be made? */
+/* True if another device may serve in place of one that cannot be made. */
 static bool is_wanting(deft_status_t status)
 {
     return status == DEFT_ERR_NODEVICE || status == DEFT_ERR_UNSUPPORTED;

@@ -16,7 +16,7 @@ deft_forest = lib/forest/compact.c lib/forest/forest.h lib/forest/grow.c lib/for
 	lib/forest/selfcheck.c lib/forest/shrink.c
 deft_plan = lib/plan/cost.c lib/plan/cost.h lib/plan/order.c lib/plan/patch.c lib/plan/plan.h \
 	lib/plan/plan_make.c lib/plan/planner.h lib/plan/splits.c lib/plan/stats.c
-deft_cpu = lib/device.h lib/cpu/arena.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
+deft_cpu = lib/device.h lib/cpu/layout.h lib/cpu/cpu_device.c lib/cpu/isa.c lib/cpu/isa_scalar.c \
 	lib/cpu/kernel.h lib/cpu/state.h
 
 libdeft_la_SOURCES = $(deft_base) $(deft_format) $(deft_forest) $(deft_plan) $(deft_cpu) \
@@ -32,7 +32,7 @@ libdeft_la_DEPENDENCIES = $(top_srcdir)/lib/libdeft.map
 EXTRA_DIST += lib/libdeft.map
 
 deft_tile = lib/cpu/ahead.h lib/cpu/micro_amx.h lib/cpu/micro_bf16.h lib/cpu/micro_fma.h \
-	lib/cpu/pairs.h lib/cpu/shapes.h lib/cpu/tile.h lib/cpu/transpose8_avx.h lib/cpu/vec.h \
+	lib/cpu/pairs.h lib/cpu/shapes.h lib/cpu/tile.h lib/cpu/transpose8_avx.h lib/cpu/lanes.h \
 	lib/cpu/vec_4.h lib/cpu/vec_avx2.h lib/cpu/vec_avx512.h lib/cpu/vec_math.h lib/cpu/walk.h \
 	lib/cpu/work.h
 noinst_LTLIBRARIES += libdeft_vector.la

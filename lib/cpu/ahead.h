@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* KV that is asked for before it is needed. A core can wait for only some sixteen lines at once, so
- * memory and arithmetic overlap where the requests are spread evenly over the arithmetic: over a
- * tile's, so that the next tile is there in time; and over the whole pass, as far as the cache has
- * room for what waits, where its runs take turns (walk.h). */
+/* KV that is asked for before it is needed. A core can wait for only some sixteen cache lines at
+ * once, so memory and arithmetic overlap only where the requests are spread evenly over the
+ * arithmetic. At the least the next tile is asked for during the arithmetic of this one. Where runs
+ * take turns (walk.h), requests go on as far ahead as the cache has room. */
 #ifndef IDEFT_AHEAD_H
 #define IDEFT_AHEAD_H
 

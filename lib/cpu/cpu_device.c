@@ -14,6 +14,7 @@
 #include "../base/vec.h"
 #include "kernel.h"
 
+#define PAGE ((size_t)4096)
 #define HUGE_PAGE ((size_t)2 << 20)
 
 typedef struct cpu_device {
@@ -76,25 +77,27 @@ static deft_status_t make_arena(cpu_device_t *cpu, const deft_config_t *config)
     if (cpu->slots > (SIZE_MAX / 4 - HUGE_PAGE) / token / g->n_layers)
         return ideft_fail(host, DEFT_ERR_INVAL, "a pool of %zu tokens", config->pool_tokens);
     /* a vector load may begin in the last block and end after it */
-    cpu->arena_bytes = cpu->slots * token * g->n_layers + 4096;
-    cpu->arena_bytes = (cpu->arena_bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    cpu->arena = ideft_malloc(host, cpu->arena_bytes, HUGE_PAGE, "KV arena");
+    const size_t page = (config->flags & DEFT_CTX_HUGE_PAGES) != 0 ? HUGE_PAGE : PAGE;
+    cpu->arena_bytes = cpu->slots * token * g->n_layers + PAGE;
+    cpu->arena_bytes = (cpu->arena_bytes + page - 1) / page * page;
+    cpu->arena = ideft_malloc(host, cpu->arena_bytes, page, "KV arena");
     if (cpu->arena == NULL)
         return ideft_fail(host, DEFT_ERR_NOMEM, "no memory for a pool of %zu tokens (%zu MiB)",
                           config->pool_tokens, cpu->arena_bytes >> 20);
 #ifdef MADV_HUGEPAGE
-    if ((config->flags & DEFT_CTX_HUGE_PAGES) != 0)
+    if (page == HUGE_PAGE)
         madvise(cpu->arena, cpu->arena_bytes, MADV_HUGEPAGE); /* a hint: failure changes nothing */
 #endif
     return DEFT_OK;
 }
 
-/* Costs in units of D/60 clocks; a core reads 5 bytes a clock. 16 units keep a few cores even: more
- * make more partials, which cost as much as their KV where a tile has little of it. Groups below
- * some fifty microseconds are not worth their overhead. */
+/* Costs in units of D/60 clocks: a core reads 5 bytes a clock, so a token's K and V, 2 D elements,
+ * take 24 units a byte of an element. With about 16 units of work all of a few cores end together;
+ * with more there are more partials, which cost as much as KV where a tile has little of it. Groups
+ * below some fifty microseconds are not worth their overhead. */
 static ideft_machine_t machine_of(const ideft_geometry_t *g, const ideft_kernel_t *kernel)
 {
-    return (ideft_machine_t){ .tile_rows = 128,
+    return (ideft_machine_t){ .tile_rows = TILE_ROWS,
                               .width = 16,
                               .row_cost = kernel->row_cost,
                               .token_cost = 24 * g->format.bytes,
@@ -152,15 +155,17 @@ err_destroy:
     return status;
 }
 
-/* Tasks for so much work: none of them has less than `least`. */
-static uint32_t tasks_for(const cpu_device_t *cpu, uint64_t work, uint64_t least)
+/* Tasks for so much work in so many pieces: none of them has less than `least`, or no piece. */
+static uint32_t tasks_for(const cpu_device_t *cpu, uint64_t work, uint64_t least, uint64_t pieces)
 {
-    const uint64_t n = work / least;
+    uint64_t n = work / least;
+    n = n < pieces ? n : pieces;
     return n <= 1 ? 1 : n < cpu->n_threads ? (uint32_t)n : cpu->n_threads;
 }
 
 #define TASK_CLOCKS 150000u /* waking a thread is not worth it for less */
 #define TASK_FLOATS 32768u  /* of rows to be written, or of partials to be joined */
+#define JOIN_HEADS 64u      /* of as many rows as it takes: joined at a time */
 
 static void set_tasks(cpu_device_t *cpu, const ideft_plan_t *plan)
 {
@@ -168,8 +173,10 @@ static void set_tasks(cpu_device_t *cpu, const ideft_plan_t *plan)
     uint64_t cost = 0; /* in units of D/60 clocks: machine_of() */
     for (uint32_t i = 0; i < plan->n_groups; i++)
         cost += plan->group[i].cost;
-    cpu->unit_tasks = tasks_for(cpu, cost * g->Hkv * g->D / 60, TASK_CLOCKS);
-    cpu->row_tasks = tasks_for(cpu, (uint64_t)plan->n_parts * g->H * g->D, TASK_FLOATS);
+    cpu->unit_tasks =
+        tasks_for(cpu, cost * g->Hkv * g->D / 60, TASK_CLOCKS, (uint64_t)plan->n_groups * g->Hkv);
+    cpu->row_tasks = tasks_for(cpu, (uint64_t)plan->n_parts * g->H * g->D, TASK_FLOATS,
+                               (uint64_t)plan->n_rows * g->H / JOIN_HEADS);
 }
 
 static deft_status_t cpu_prepare(ideft_device_t *device, const ideft_plan_t *plan)
@@ -177,11 +184,13 @@ static deft_status_t cpu_prepare(ideft_device_t *device, const ideft_plan_t *pla
     cpu_device_t *cpu = cpu_of(device);
     const ideft_geometry_t *g = device->geometry;
     set_tasks(cpu, plan);
-    const size_t parts = (size_t)plan->n_parts * g->H * ideft_part_floats(g->D);
-    const size_t act = (size_t)plan->n_rows * ideft_max(g->H, g->Hkv) * g->D * 2;
-    if (!IDEFT_VEC_ROOM(device->host, &cpu->part, parts))
+    const uint64_t parts = (uint64_t)plan->n_parts * g->H * ideft_part_floats(g->D);
+    const uint64_t act = (uint64_t)plan->n_rows * ideft_max(g->H, g->Hkv) * g->D * 2;
+    if (parts > SIZE_MAX / sizeof(float) ||
+        !IDEFT_VEC_ROOM(device->host, &cpu->part, (size_t)parts))
         return ideft_fail(device->host, DEFT_ERR_NOMEM, "no memory for %u partials", plan->n_parts);
-    if (cpu->act_type != DEFT_F32 && !IDEFT_VEC_ROOM(device->host, &cpu->act, act))
+    if (cpu->act_type != DEFT_F32 &&
+        (act > SIZE_MAX / sizeof(float) || !IDEFT_VEC_ROOM(device->host, &cpu->act, (size_t)act)))
         return ideft_fail(device->host, DEFT_ERR_NOMEM, "no memory for %u rows", plan->n_rows);
     return DEFT_OK;
 }
@@ -274,7 +283,7 @@ static deft_status_t cpu_write(ideft_device_t *device, const ideft_plan_t *plan,
                         .layer = layer,
                         .k = widened(cpu, k, n, room),
                         .v = widened(cpu, v, n, room == NULL ? NULL : room + n),
-                        .n_tasks = tasks_for(cpu, n, TASK_FLOATS) };
+                        .n_tasks = tasks_for(cpu, n, TASK_FLOATS, plan->n_rows) };
     cpu->run(cpu->run_arg, job.n_tasks, write_rows, &job);
     return DEFT_OK;
 }
@@ -318,11 +327,8 @@ typedef struct attend_job {
     ideft_attn_t attn;
     const cpu_device_t *cpu;
     ideft_group_fn group;
-    _Atomic uint64_t next_unit;
-    _Atomic uint32_t next_row;
+    _Atomic uint64_t next_unit, next_head; /* to be computed; to be joined, row by row */
 } attend_job_t;
-
-#define MERGE_ROWS 4u
 
 static void attend_units(void *arg, uint32_t task)
 {
@@ -339,19 +345,22 @@ static void attend_units(void *arg, uint32_t task)
     }
 }
 
-static void join_rows(void *arg, uint32_t task)
+static void join_heads(void *arg, uint32_t task)
 {
     attend_job_t *job = arg;
     const ideft_plan_t *plan = job->attn.plan;
+    const uint64_t H = job->attn.geom->H, n = plan->n_rows * H;
     (void)task;
     while (!ideft_stops(job->attn.stop)) {
-        const uint32_t row =
-            atomic_fetch_add_explicit(&job->next_row, MERGE_ROWS, memory_order_relaxed);
-        if (row >= plan->n_rows)
+        const uint64_t begin =
+            atomic_fetch_add_explicit(&job->next_head, JOIN_HEADS, memory_order_relaxed);
+        if (begin >= n)
             return;
-        for (uint32_t r = row; r < ideft_min(row + MERGE_ROWS, plan->n_rows); r++)
-            if (plan->part_begin[r] < plan->part_begin[r + 1])
-                job->cpu->kernel->merge(&job->attn, r);
+        for (uint64_t i = begin; i < begin + JOIN_HEADS && i < n; i++) {
+            const uint32_t row = (uint32_t)(i / H);
+            if (plan->part_begin[row] < plan->part_begin[row + 1])
+                job->cpu->kernel->join(&job->attn, row, (uint32_t)(i % H));
+        }
     }
 }
 
@@ -380,7 +389,7 @@ static deft_status_t cpu_attend(ideft_device_t *device, const ideft_plan_t *plan
     };
     cpu->run(cpu->run_arg, cpu->unit_tasks, attend_units, &job);
     if (plan->n_parts > 0)
-        cpu->run(cpu->run_arg, cpu->row_tasks, join_rows, &job);
+        cpu->run(cpu->run_arg, cpu->row_tasks, join_heads, &job);
     if (ideft_stops(stop))
         return ideft_fail(device->host, DEFT_ERR_CANCELLED, "the step was cancelled: abandon it");
     for (size_t i = 0; !f32 && i < n; i++)

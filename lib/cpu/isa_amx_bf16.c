@@ -23,7 +23,7 @@ const ideft_kernel_t ideft_kernel_amx_bf16 = {
     .name = "amx_bf16",
     .isa = DEFT_ISA_AMX_BF16,
     .group = { NULL, NULL, NULL, compute_group_in_tiles },
-    .merge = merge_row,
+    .join = ideft_attn_join,
     .scratch_bytes = sizeof(scratch_t),
     .row_cost = 1,
 };

@@ -14,7 +14,7 @@ const ideft_kernel_t ideft_kernel_avx512 = {
     .name = "avx512",
     .isa = DEFT_ISA_AVX512,
     .group = { NULL, compute_group, compute_group, compute_group },
-    .merge = merge_row,
+    .join = ideft_attn_join,
     .scratch_bytes = sizeof(scratch_t),
     .row_cost = 5,
 };

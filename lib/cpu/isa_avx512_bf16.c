@@ -15,7 +15,7 @@ const ideft_kernel_t ideft_kernel_avx512_bf16 = {
     .name = "avx512_bf16",
     .isa = DEFT_ISA_AVX512_BF16,
     .group = { NULL, NULL, NULL, compute_group },
-    .merge = merge_row,
+    .join = ideft_attn_join,
     .scratch_bytes = sizeof(scratch_t),
     .row_cost = 5,
 };

@@ -67,16 +67,11 @@ static void scalar_group(const ideft_attn_t *attn, uint32_t i, uint32_t head, vo
             row_over_group(attn, group, r, head, head * G + h);
 }
 
-static void scalar_merge(const ideft_attn_t *attn, uint32_t row)
-{
-    ideft_attn_merge(attn, row);
-}
-
 const ideft_kernel_t ideft_kernel_scalar = {
     .name = "scalar",
     .isa = DEFT_ISA_SCALAR,
     .group = { NULL, scalar_group, scalar_group, scalar_group },
-    .merge = scalar_merge,
+    .join = ideft_attn_join,
     .scratch_bytes = 64,
     .row_cost = 5, /* that of AVX-512: a checker plans as what it checks */
 };

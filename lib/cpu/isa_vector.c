@@ -19,7 +19,7 @@ const ideft_kernel_t ideft_kernel_vector = {
 #endif
     .isa = DEFT_ISA_VECTOR,
     .group = { NULL, compute_group, compute_group, compute_group },
-    .merge = merge_row,
+    .join = ideft_attn_join,
     .scratch_bytes = sizeof(scratch_t),
     .row_cost = 18,
 };

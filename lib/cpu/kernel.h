@@ -1,16 +1,34 @@
 /* SPDX-License-Identifier: MIT */
 /* What the instruction sets share. A kernel computes one group for one KV head: the outputs of rows
- * that are in this group alone, partials of the others. */
+ * that no other group has, partials of the others.
+ *
+ *   row          a query token; it has H query heads, G of them for each KV head
+ *   matrix row   a row and one of the G query heads: a row of the matrices Q, scores and O
+ *   pass         up to TILE_ROWS matrix rows, for which a group's KV is read once
+ *   panel        up to MAX_ROWS rows of a pass, which micro kernels take at a time
+ *   run          tokens in adjoining slots (ideft_seg_t): of a node, or of a part of it
+ *   block        IDEFT_BLOCK adjoining slots, in which K lies transposed (layout.h)
+ *   stretch      tokens of a run that are taken at a time (walk.h)
+ *   tile         up to TILE tokens, its columns, of one or more runs
+ *   piece        columns of a tile whose V adjoins
+ *   form         type of a tile's K and V: as the pool stores them, or widened to f32 */
 #ifndef IDEFT_KERNEL_H
 #define IDEFT_KERNEL_H
 
 #include <string.h>
 
 #include "../device.h"
-#include "arena.h"
+#include "layout.h"
 #include "state.h"
 
-#define TILE_ROWS 128u /* matrix rows of a pass */
+#if __FINITE_MATH_ONLY__
+#error "infinities are used: without -ffast-math and -ffinite-math-only"
+#endif
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pairs of bf16 are read as words: little-endian machines only"
+#endif
+
+#define TILE_ROWS 128u
 #define MAX_D 256u
 
 /* One layer's attention, the same for all threads. */
@@ -34,9 +52,9 @@ typedef struct ideft_kernel {
     const char *name;
     deft_isa_t isa;
     ideft_group_fn group[4]; /* by deft_dtype_t; NULL: take that of the set before */
-    void (*merge)(const ideft_attn_t *attn, uint32_t row); /* partials to output, all heads */
-    size_t scratch_bytes;                                  /* a thread */
-    uint32_t row_cost; /* a token and matrix row with what softmax adds, in D/60 clocks */
+    void (*join)(const ideft_attn_t *attn, uint32_t row, uint32_t q_head); /* partials to output */
+    size_t scratch_bytes;                                                  /* a thread */
+    uint32_t row_cost; /* of a token for one matrix row, softmax too, in units of D/60 clocks */
 } ideft_kernel_t;
 
 extern const ideft_kernel_t ideft_kernel_scalar, ideft_kernel_vector, ideft_kernel_avx2,
@@ -86,29 +104,28 @@ static inline void ideft_attn_finish(const ideft_attn_t *attn, const ideft_group
     part[g->D + 1] = d;
 }
 
-/* Join a row's partials in the order of its path. */
-static inline void ideft_attn_merge(const ideft_attn_t *attn, uint32_t row)
+/* Join the partials of a row's query head in the order of the row's path. */
+static inline void ideft_attn_join(const ideft_attn_t *attn, uint32_t row, uint32_t q_head)
 {
     const ideft_geometry_t *g = attn->geom;
-    const uint32_t begin = attn->plan->part_begin[row], end = attn->plan->part_begin[row + 1];
-    const uint32_t *list = attn->plan->part_list;
-    const size_t stride = ideft_part_floats(g->D);
-    for (uint32_t h = 0; h < g->H; h++) {
-        float o[MAX_D], m = -INFINITY, d = 0;
-        for (uint32_t i = begin; i < end; i++) {
-            const float pm = attn->part[((size_t)list[i] * g->H + h) * stride + g->D];
-            m = pm > m ? pm : m;
-        }
-        memset(o, 0, g->D * sizeof(float));
-        for (uint32_t i = begin; i < end; i++) {
-            const float *part = attn->part + ((size_t)list[i] * g->H + h) * stride;
-            const float w = ideft_weight(part[g->D], m);
-            d += w * part[g->D + 1];
-            for (uint32_t e = 0; e < g->D; e += 16)
-                *(ideft_lanes_t *)(o + e) += w * *(const ideft_lanes_t *)(part + e);
-        }
-        ideft_attn_output(attn, row, h, o, m, d);
+    const uint32_t *at = attn->plan->part_list + attn->plan->part_begin[row],
+                   *end = attn->plan->part_list + attn->plan->part_begin[row + 1];
+    const size_t stride = ideft_part_floats(g->D), step = g->H * stride;
+    const float *parts = attn->part + q_head * stride;
+    float o[MAX_D], m = -INFINITY, d = 0;
+    for (const uint32_t *i = at; i < end; i++) {
+        const float pm = parts[*i * step + g->D];
+        m = pm > m ? pm : m;
     }
+    memset(o, 0, g->D * sizeof(float));
+    for (const uint32_t *i = at; i < end; i++) {
+        const float *part = parts + *i * step;
+        const float w = ideft_weight(part[g->D], m);
+        d += w * part[g->D + 1];
+        for (uint32_t e = 0; e < g->D; e += 16)
+            *(ideft_lanes_t *)(o + e) += w * *(const ideft_lanes_t *)(part + e);
+    }
+    ideft_attn_output(attn, row, q_head, o, m, d);
 }
 
 #endif

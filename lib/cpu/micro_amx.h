@@ -218,7 +218,6 @@ static void prepare_tile(const work_t *w)
 static void clear_values(const work_t *w)
 {
     scratch_t *sc = w->sc;
-    prepare_tile(w);
     clear_pairs(w, (uint16_t *)sc->vt, 0, sc->cols / STEP * STEP);
     clear_pairs(w, sc->micro.v_tail, sc->cols / STEP * STEP, sc->cols);
     sc->micro.v = (const char *)sc->vt;

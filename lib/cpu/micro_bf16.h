@@ -131,7 +131,6 @@ static void prepare_tile(const work_t *w)
 static void clear_values(const work_t *w)
 {
     scratch_t *sc = w->sc;
-    gather_pairs(w, (uint32_t *)sc->vt, 0, sc->cols);
     clear_pairs(w, (uint16_t *)sc->vt, 0, sc->cols);
     sc->micro.v = (const char *)sc->vt;
 }

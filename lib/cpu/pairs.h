@@ -6,7 +6,9 @@
 #ifndef IDEFT_PAIRS_H
 #define IDEFT_PAIRS_H
 
-#define RAW_PANELS 129u /* KV stays as it is stored, however many rows there are */
+#include "work.h"
+
+#define RAW_PANELS TILE_ROWS /* KV stays as it is stored, however many panels there are */
 
 /* Provided by the header that includes this one: both parts of VL values of row r of Q. */
 INLINE void put_q(const work_t *w, uint32_t r, uint32_t d, vf high, vf low);
@@ -29,7 +31,7 @@ static const void *place_values(const work_t *w, const void *stored, uint32_t sl
     return stored;
 }
 
-/* Does V of the tile lie in the pool as its pairs of columns? */
+/* True if V of the tile lies in the pool as its pairs of columns. */
 INLINE bool values_adjoin(const scratch_t *sc)
 {
     return sc->n_piece == 1 && sc->piece[0].slot % 2 == 0;

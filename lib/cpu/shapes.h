@@ -41,7 +41,7 @@ INLINE uint32_t at_once(uint32_t n, uint32_t rows)
 INLINE uint32_t product_steps(uint32_t cols, uint32_t D, uint32_t rows)
 {
     const uint32_t wide = VL * (rows <= WIDE_ROWS ? 4 : 2);
-    return (cols + wide - 1) / wide * D + D / wide * cols;
+    return (cols + wide - 1) / wide * D + (D + wide - 1) / wide * cols;
 }
 
 #endif

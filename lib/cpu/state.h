@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The algebra of partial attention. A state of a matrix row over a set of tokens is
- *   m = max of s_t,  d = sum of 2^(s_t - m),  o = sum of 2^(s_t - m) v_t      s_t in units of log2
+ *   m: a number that no s_t exceeds by more than 8;      s_t: scores in units of log2
+ *   d = sum of 2^(s_t - m),  o = sum of 2^(s_t - m) v_t
  * The empty set is (-inf, 0, 0). Two sets without a common token join as
  *   m = max(m1, m2),  d = 2^(m1 - m) d1 + 2^(m2 - m) d2,  o likewise;
  * the order of joining is fixed by the plan, so that bits do not depend on who works when. The

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Attention of a group, the same for every instruction set that has vectors. Compiled once for
- * each: a file isa_*.c includes its vectors (vec.h), its micro kernels (micro_*.h) and this.
+ * each: a file isa_*.c includes its vectors (lanes.h), its micro kernels (micro_*.h) and this.
  *
  * A group is computed for up to TILE_ROWS matrix rows at a time. Its KV goes through in tiles of
  * TILE columns (tokens): tokens of several runs, and of several small nodes, are packed into one
@@ -19,12 +19,12 @@
  *   RAW_PANELS            for more panels than these, K and V are widened into the tile
  *   micro_t               what they keep of a pass (Q) and of a tile; zero before the first
  *   iterations(w, cols, rows)
- *                         take_ahead() is called for so many in all for a panel of a tile
+ *                         of its loops for a panel of a tile, about: how often it asks for KV ahead
  *   pack_rows(w, from, r, n, factor)
- *                         rows [r, r + n) of Q times factor, at most 8; from[8], which may be moved
+ *                         rows [r, r + n) of Q times factor, at most 8; it may advance from[8]
  *   place_values(w, stored, slot, n)
- *                         V of the n tokens at `slot`, which become the next columns: where it lies
- *                         then, which may be where it is stored
+ *                         V of the n tokens at `slot`, which become the next columns; returns where
+ *                         add_values() finds it: `stored` itself, or a copy
  *   prepare_tile(w)       all columns are there
  *   clear_values(w)       V of the tile again, with zeros where it is not finite
  *   scores(w, r, n)       sc->s of the panel = rows [r, r + n) of Q times K
@@ -97,7 +97,7 @@ INLINE void softmax_row(const work_t *w, uint32_t i, uint32_t r, uint32_t nv, fl
 
 /* ---- a tile of columns ----------------------------------------------------------------------- */
 
-/* Lanes of x whose exponent is all ones, in the halves or words that `exp` names. */
+/* Lanes of x in which all bits of `low` or all bits of `high` are ones; 0 names no bits. */
 INLINE vu not_finite(vu x, uint32_t low, uint32_t high)
 {
     vu bad = (vu){ 0 };
@@ -108,7 +108,7 @@ INLINE vu not_finite(vu x, uint32_t low, uint32_t high)
     return bad;
 }
 
-/* Is all V of the tile finite? If not, a masked column must not be multiplied by zero. */
+/* True if all V of the tile is finite. If not, a masked column must not be multiplied by zero. */
 static bool values_finite(const work_t *w)
 {
     const scratch_t *sc = w->sc;
@@ -156,13 +156,13 @@ static void add_bad_values(const work_t *w, uint32_t r, uint32_t n)
     }
 }
 
-/* Does a row of the tile's interval not see one of its columns? */
+/* True if a row of the tile's interval does not see one of its columns. */
 static bool needs_mask(const work_t *w)
 {
     const scratch_t *sc = w->sc;
     if (!sc->uniform || sc->cols % VL != 0)
         return true;
-    /* the first row of an interval stands first on its path */
+    /* rows on the node's own tokens come first, in order: the others see all of it */
     const uint32_t first = (sc->begin - w->row0) * w->attn->geom->G;
     if (sc->c_pos[sc->cols - 1] > sc->pos[first])
         return true;
@@ -305,22 +305,21 @@ static void put_columns(const work_t *w, const ideft_seg_t *seg, uint32_t slot, 
     sc->cols += n;
 }
 
-#define SMALL 16u /* tokens of a node that shares a tile with others */
-
 /* K and V of a tile that so many matrix rows see: as stored, or widened. */
 INLINE deft_dtype_t form_for(const work_t *w, uint32_t rows)
 {
     return rows <= RAW_PANELS * MAX_ROWS ? w->type : DEFT_F32;
 }
 
-static void add_stretch(const work_t *w, const stretch_t *next)
+static void add_stretch(const work_t *w, const walk_t *walk, const stretch_t *next)
 {
     scratch_t *sc = w->sc;
     const ideft_seg_t *seg = next->seg;
     const uint32_t begin = ideft_max(seg->row_begin, w->row0);
     const uint32_t end = ideft_min(seg->row_end, w->row0 + w->rows);
     const bool same = sc->cols > 0 && begin == sc->begin && end == sc->end && sc->uniform;
-    if (sc->cols > 0 && !same && !(sc->small && seg->n < SMALL))
+    const bool small = walk_is_small(walk, seg);
+    if (sc->cols > 0 && !same && !(sc->small && small))
         flush(w);
     uint32_t slot = seg->slot + next->from, pos = seg->pos + next->from, left = next->n;
     while (left > 0) {
@@ -330,7 +329,7 @@ static void add_stretch(const work_t *w, const stretch_t *next)
             sc->begin = begin;
             sc->end = end;
             sc->uniform = true;
-            sc->small = seg->n < SMALL;
+            sc->small = small;
             sc->form = form_for(w, (end - begin) * w->attn->geom->G);
         } else if (begin != sc->begin || end != sc->end) {
             sc->uniform = false;
@@ -380,22 +379,24 @@ static void load_rows(work_t *w, uint32_t head)
 static void add_group(const work_t *w, const ideft_group_t *group)
 {
     const ideft_plan_t *plan = w->attn->plan;
-    const ideft_seg_t *seg = plan->seg + group->seg_begin;
-    walk_t walk = { .end = plan->seg + group->seg_end,
+    walk_t walk = { .begin = plan->seg + group->seg_begin,
+                    .end = plan->seg + group->seg_end,
                     .row = plan->row,
                     .row_begin = w->row0,
-                    .row_end = w->row0 + w->rows };
-    const float mean_rows = walk_mean_rows(&walk, seg);
+                    .row_end = w->row0 + w->rows,
+                    .window = w->attn->window };
+    const float mean_rows = walk_mean_rows(&walk);
     const uint32_t bytes = w->D * ideft_element_bytes(w->type);
     const uint32_t rows = (uint32_t)(mean_rows * (float)w->attn->geom->G),
                    panels = rows / MAX_ROWS + 1;
     w->sc->form = form_for(w, rows); /* the order must not depend on what was computed before */
     const uint32_t loops = panels * iterations(w, TILE, rows / panels + 1);
     const float pace = (float)(2 * bytes * TILE) / (float)loops; /* bytes an iteration */
-    const bool turns = BY_TURNS && pace <= LINE;                 /* arithmetic is the bound */
+    /* where arithmetic is the bound, and all that is counted is seen */
+    const bool turns = BY_TURNS && pace <= LINE && walk.window == 0;
     const ahead_t none = { (const char *)w->sc->o, 0 };
     stretch_t next;
-    walk_start(&walk, seg, turns ? (uint32_t)ceilf(mean_rows) : 0);
+    walk_start(&walk, turns ? (uint32_t)ceilf(mean_rows) : 0);
     w->sc->stream = (stream_t){ .k = none,
                                 .v = none,
                                 .walk = walk,
@@ -404,7 +405,7 @@ static void add_group(const work_t *w, const ideft_group_t *group)
                                 .token_bytes = bytes,
                                 .mean = turns ? pace : 0 };
     while (walk_next(&walk, &next))
-        add_stretch(w, &next);
+        add_stretch(w, &walk, &next);
     flush(w);
 }
 
@@ -429,11 +430,6 @@ static void compute_group(const ideft_attn_t *attn, uint32_t index, uint32_t hea
             ideft_attn_finish(attn, group, row + r / g->G, head * g->G + r % g->G,
                               w.sc->o + (size_t)r * g->D, w.sc->m[r], sum_lanes(w.sc->d + r * VL));
     }
-}
-
-static void merge_row(const ideft_attn_t *attn, uint32_t row)
-{
-    ideft_attn_merge(attn, row);
 }
 
 #endif

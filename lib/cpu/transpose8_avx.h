@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* transpose8() in AVX (vec.h), for all sets that build on it. */
+/* transpose8() in AVX (lanes.h), for all sets that build on it. */
 #ifndef IDEFT_TRANSPOSE8_AVX_H
 #define IDEFT_TRANSPOSE8_AVX_H
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Vectors of 4 floats in the compiler's own vector types (vec.h): NEON on ARM, SSE on x86, and
+/* Vectors of 4 floats in the compiler's own vector types (lanes.h): NEON on ARM, SSE on x86, and
  * whatever the compiler makes of them elsewhere. */
 #ifndef IDEFT_VEC_4_H
 #define IDEFT_VEC_4_H
@@ -19,7 +19,7 @@
 #define REGISTERS 32
 #endif
 
-#include "vec.h"
+#include "lanes.h"
 
 INLINE vf max_v(vf a, vf b)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Vectors of 8 floats in AVX2, FMA and F16C (vec.h). */
+/* Vectors of 8 floats in AVX2, FMA and F16C (lanes.h). */
 #ifndef IDEFT_VEC_AVX2_H
 #define IDEFT_VEC_AVX2_H
 
@@ -8,7 +8,7 @@
 #define VL 8
 #define REGISTERS 16
 
-#include "vec.h"
+#include "lanes.h"
 
 INLINE vf max_v(vf a, vf b)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Vectors of 16 floats in AVX-512 F, BW, DQ, VL (vec.h); with AVX512-BF16, conversions to bf16. */
+/* Vectors of 16 floats in AVX-512 F, BW, DQ, VL (lanes.h); with AVX512-BF16, conversions to
+ * bf16. */
 #ifndef IDEFT_VEC_AVX512_H
 #define IDEFT_VEC_AVX512_H
 
@@ -8,7 +9,7 @@
 #define VL 16
 #define REGISTERS 32
 
-#include "vec.h"
+#include "lanes.h"
 
 INLINE vf max_v(vf a, vf b)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* 2^x and tanh, lane by lane (vec.h). */
+/* 2^x and tanh, lane by lane (lanes.h). */
 #ifndef IDEFT_VEC_MATH_H
 #define IDEFT_VEC_MATH_H
 

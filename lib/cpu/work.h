@@ -4,6 +4,10 @@
 #ifndef IDEFT_WORK_H
 #define IDEFT_WORK_H
 
+#if !defined(VL) || !defined(TILE) || !defined(LDS) || !defined(MAX_ROWS)
+#error "for a header of micro kernels, which defines these and micro_t before it includes this"
+#endif
+
 #include "ahead.h"
 
 #define NV (TILE / VL)        /* vectors of a row of scores */

@@ -574,14 +574,215 @@ START_TEST(test_attn_same_bits_whatever_came_before)
 }
 END_TEST
 
+/* ---- where the pool keeps tokens ---- */
+
+enum { PLACED_NODES = 13, PLACED_MOST = 400, PLACED_H = 4, PLACED_HKV = 2, PLACED_D = 64 };
+
+/* A tree of three levels, 1, 4 and 8 nodes, of which every second one is small. */
+typedef struct placed {
+    uint32_t length[PLACED_NODES], window;
+    const float *kv; /* of a token: after as many as its node's number and its place in it */
+    const float *q;
+} placed_t;
+
+/* Append n tokens to a node and compute them. */
+static void placed_append(deft_ctx_t *ctx, deft_tree_t *tree, deft_node_t node, size_t n,
+                          const float *kv)
+{
+    const deft_rows_t rows = { tree, node, n };
+    deft_step_t step;
+
+    T_OK(deft_tree_append(tree, node, n, NULL));
+    T_OK(deft_step_begin(ctx, &rows, 1, 0, &step));
+    for (uint32_t layer = 0; layer < 2; layer++)
+        T_OK(deft_step_write(step, layer, kv, kv));
+    T_OK(deft_step_end(step));
+}
+
+/* Nodes [begin, end), which are siblings of one level: whole, one after the other, or in chunks of
+ * random size by turns, with tokens of another tree between them. */
+static void placed_level(deft_ctx_t *ctx, deft_tree_t *tree, deft_node_t other,
+                         const deft_node_t *node, const placed_t *p, uint32_t begin, uint32_t end,
+                         rng_t *scatter)
+{
+    uint32_t done[PLACED_NODES] = { 0 };
+
+    for (bool more = true; more;) {
+        more = false;
+        for (uint32_t i = begin; i < end; i++) {
+            const uint32_t left = p->length[i] - done[i];
+            const uint32_t n = scatter == NULL ? left
+                                               : (uint32_t)rng_range(scatter, 1, 1 + left / 2);
+
+            if (left == 0)
+                continue;
+            placed_append(ctx, tree, node[i], n < left ? n : left,
+                          p->kv + (size_t)(i + done[i]) * PLACED_HKV * PLACED_D);
+            done[i] += n < left ? n : left;
+            more = true;
+            if (scatter != NULL)
+                T_OK(deft_tree_append(tree, other, 1, NULL));
+        }
+    }
+}
+
+/* Outputs of both layers for a token of each leaf. False: the processor lacks the set. */
+static bool placed_outputs(const deft_config_t *cfg, const placed_t *p, rng_t *scatter,
+                           float o[2][8 * PLACED_H * PLACED_D])
+{
+    deft_node_t node[PLACED_NODES], other;
+    deft_rows_t rows[8];
+    deft_ctx_t *ctx;
+    deft_tree_t *tree;
+    deft_step_t step;
+
+    if (deft_ctx_create(cfg, &ctx) != DEFT_OK)
+        return false;
+    T_OK(deft_tree_create(ctx, &tree));
+    node[0] = deft_tree_root(tree);
+    T_OK(deft_tree_fork(tree, node[0], 1, &other));
+    T_OK(deft_tree_fork(tree, node[0], 1, &node[1]));
+    node[0] = node[1]; /* the root is empty: `other` grows beside all of it */
+    placed_level(ctx, tree, other, node, p, 0, 1, scatter);
+    T_OK(deft_tree_fork(tree, node[0], 4, node + 1));
+    placed_level(ctx, tree, other, node, p, 1, 5, scatter);
+    for (uint32_t i = 0; i < 4; i++)
+        T_OK(deft_tree_fork(tree, node[1 + i], 2, node + 5 + 2 * i));
+    placed_level(ctx, tree, other, node, p, 5, 13, scatter);
+    for (uint32_t i = 0; i < 8; i++) {
+        T_OK(deft_tree_append(tree, node[5 + i], 1, NULL));
+        rows[i] = (deft_rows_t){ tree, node[5 + i], 1 };
+    }
+    T_OK(deft_step_begin(ctx, rows, 8, 0, &step));
+    for (uint32_t layer = 0; layer < 2; layer++) {
+        memset(o[layer], 0xff, sizeof(o[layer]));
+        T_OK(deft_step_write(step, layer, p->kv, p->kv));
+        T_OK(deft_step_attend(step, layer, p->q, o[layer]));
+    }
+    T_OK(deft_step_end(step));
+    deft_ctx_destroy(ctx);
+    return true;
+}
+
+static double placed_error(const float *a, const float *b)
+{
+    double diff = 0, norm = 0;
+
+    for (size_t i = 0; i < (size_t)8 * PLACED_H * PLACED_D; i++) {
+        diff += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        norm += (double)b[i] * (double)b[i];
+    }
+    return norm > 0 && diff == diff ? sqrt(diff / norm) : INFINITY;
+}
+
+/* The same bits whether a node is one run of slots or many, for small nodes and for large ones, and
+ * in a layer with a window as well, where what no row sees any more is left out: compared with the
+ * scalar path. */
+START_TEST(test_attn_same_bits_wherever_kv_lies)
+{
+    static float kv[(PLACED_NODES + PLACED_MOST) * PLACED_HKV * PLACED_D];
+    static float q[8 * PLACED_H * PLACED_D], want[2][8 * PLACED_H * PLACED_D];
+    static float whole[2][8 * PLACED_H * PLACED_D], cut[2][8 * PLACED_H * PLACED_D];
+    rng_t rng;
+
+    rng_init(&rng, t_seed(83));
+    t_fill(t_seed(84), 1, kv, sizeof(kv) / sizeof(*kv));
+    t_fill(t_seed(85), 1, q, sizeof(q) / sizeof(*q));
+    for (size_t round = 0; round < t_count(24); round++) {
+        placed_t p = { .window = (uint32_t)rng_range(&rng, 1, 300), .kv = kv, .q = q };
+        uint32_t windows[2] = { 0, p.window };
+        deft_config_t cfg = t_config(2 * PLACED_NODES * PLACED_MOST);
+
+        for (uint32_t i = 0; i < PLACED_NODES; i++)
+            p.length[i] =
+                (uint32_t)rng_range(&rng, 1, rng_range(&rng, 0, 1) == 0 ? 25 : PLACED_MOST);
+        cfg.n_layers = 2;
+        cfg.n_q_heads = PLACED_H;
+        cfg.n_kv_heads = PLACED_HKV;
+        cfg.head_dim = PLACED_D;
+        cfg.n_threads = 1;
+        cfg.windows = windows;
+        cfg.split = problem_splits[round % 5];
+        for (int type = DEFT_F32; type <= DEFT_BF16; type++) {
+            cfg.kv_type = (deft_dtype_t)type;
+            cfg.isa = DEFT_ISA_SCALAR;
+            ck_assert(placed_outputs(&cfg, &p, NULL, want));
+            for (int isa = DEFT_ISA_VECTOR; isa <= DEFT_ISA_AMX_BF16; isa++) {
+                cfg.isa = (deft_isa_t)isa;
+                if (!placed_outputs(&cfg, &p, NULL, whole))
+                    continue;
+                ck_assert(placed_outputs(&cfg, &p, &rng, cut));
+                T_CHECK(memcmp(whole, cut, sizeof(whole)) == 0, "%s, %s, %s, window %u: other bits",
+                        t_type_name(cfg.kv_type), t_isa_name(cfg.isa), t_split_name(cfg.split),
+                        p.window);
+                for (int layer = 0; layer < 2; layer++) {
+                    const double error = placed_error(whole[layer], want[layer]);
+
+                    T_CHECK(error < (type == DEFT_BF16 ? 6e-3 : 2e-6),
+                            "%s, %s, %s, layer %d, window %u: error %g", t_type_name(cfg.kv_type),
+                            t_isa_name(cfg.isa), t_split_name(cfg.split), layer, p.window, error);
+                }
+            }
+        }
+    }
+}
+END_TEST
+
+/* A window as long as any path, or longer, is none: numbers that do not fit int32_t among them. */
+START_TEST(test_attn_window_without_end)
+{
+    static float kv[(PLACED_NODES + PLACED_MOST) * PLACED_HKV * PLACED_D];
+    static float q[8 * PLACED_H * PLACED_D];
+    static float want[2][8 * PLACED_H * PLACED_D], got[2][8 * PLACED_H * PLACED_D];
+    static const uint32_t ends[] = { 1u << 30, INT32_MAX, INT32_MAX + 1u, 0xc0000000u, UINT32_MAX };
+    placed_t p = { .kv = kv, .q = q };
+
+    t_fill(t_seed(86), 1, kv, sizeof(kv) / sizeof(*kv));
+    t_fill(t_seed(87), 1, q, sizeof(q) / sizeof(*q));
+    for (uint32_t i = 0; i < PLACED_NODES; i++)
+        p.length[i] = 10 + 20 * i;
+    for (int isa = DEFT_ISA_SCALAR; isa <= DEFT_ISA_AMX_BF16; isa++)
+        for (int split = 0; split < 5; split++) {
+            deft_config_t cfg = t_config(2 * PLACED_NODES * PLACED_MOST);
+
+            cfg.n_layers = 2;
+            cfg.n_q_heads = PLACED_H;
+            cfg.n_kv_heads = PLACED_HKV;
+            cfg.head_dim = PLACED_D;
+            cfg.kv_type = DEFT_BF16;
+            cfg.isa = (deft_isa_t)isa;
+            cfg.split = problem_splits[split];
+            if (!placed_outputs(&cfg, &p, NULL, want))
+                continue;
+            for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
+                const uint32_t windows[2] = { 0, ends[i] };
+
+                cfg.window = ends[i];
+                cfg.windows = NULL;
+                ck_assert(placed_outputs(&cfg, &p, NULL, got));
+                T_CHECK(memcmp(want, got, sizeof(want)) == 0, "window %u", ends[i]);
+                cfg.windows = windows;
+                ck_assert(placed_outputs(&cfg, &p, NULL, got));
+                T_CHECK(memcmp(want, got, sizeof(want)) == 0, "windows[1] %u", ends[i]);
+            }
+        }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
-        test_attn_constant_v_gives_constant_o,       test_attn_single_token_gives_its_v,
-        test_attn_equal_logits_give_the_mean,        test_attn_huge_logits_stay_finite,
-        test_attn_nan_touches_only_rows_that_see_it, test_attn_freed_slots_are_never_seen,
-        test_attn_shared_prefix_outlives_its_tree,   test_attn_accepted_drafts_lie_together,
+        test_attn_constant_v_gives_constant_o,
+        test_attn_single_token_gives_its_v,
+        test_attn_equal_logits_give_the_mean,
+        test_attn_huge_logits_stay_finite,
+        test_attn_nan_touches_only_rows_that_see_it,
+        test_attn_freed_slots_are_never_seen,
+        test_attn_shared_prefix_outlives_its_tree,
+        test_attn_accepted_drafts_lie_together,
         test_attn_same_bits_whatever_came_before,
+        test_attn_same_bits_wherever_kv_lies,
+        test_attn_window_without_end,
     };
 
     return suite_run("attention_properties", NULL, NULL, tests, sizeof(tests) / sizeof(tests[0]));

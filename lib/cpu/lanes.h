@@ -16,8 +16,8 @@
  *                         to[d * ld + i] = from[i][d] * factor for i, d below 8
  *
  * and includes vec_math.h last. */
-#ifndef IDEFT_VEC_H
-#define IDEFT_VEC_H
+#ifndef IDEFT_LANES_H
+#define IDEFT_LANES_H
 
 #include <math.h>
 #include <stddef.h>

@@ -2,14 +2,16 @@
 /* Where the CPU device keeps an element inside a plane (../format/format.h), slots rounded up to
  * whole blocks.
  *
- *   K, f32 f16:  [block of 16 slots][D][16]        a vector holds one d of 16 tokens: QK^T needs no
- *   K, bf16:     [block of 16 slots][D/2][16][2]   transposition, and the bf16 forms are what
- *   V, f32 f16:  [slot][D]                         vdpbf16ps and the tile unit take as they are
+ *   K, f32 f16:  [block of 16 slots][D][16]
+ *   K, bf16:     [block of 16 slots][D/2][16][2]
+ *   V, f32 f16:  [slot][D]
  *   V, bf16:     [pair of slots][D][2]
  *
- * Elements of bf16 lie in pairs: two d of a token in K, two tokens in V. */
-#ifndef IDEFT_ARENA_H
-#define IDEFT_ARENA_H
+ * So a vector of K holds one d of several tokens, and QK^T needs no transposition. Elements of bf16
+ * lie in pairs, two d of a token in K and two tokens in V, as vdpbf16ps and the tile unit of AMX
+ * take them. */
+#ifndef IDEFT_LAYOUT_H
+#define IDEFT_LAYOUT_H
 
 #include "../format/format.h"
 
