@@ -54,7 +54,7 @@ static inline bool ideft_stops(const ideft_stop_t *stop)
 struct ideft_device_ops {
     const char *name; /* for the log */
     deft_device_t kind;
-    /* Would AUTO try this device for such a configuration? */
+    /* True if AUTO tries this device for such a configuration. */
     bool (*suits)(const deft_config_t *config);
     /* Make a device with an arena of config->pool_tokens slots. DEFT_ERR_NODEVICE or
      * DEFT_ERR_UNSUPPORTED: AUTO goes on with the next. On failure nothing stays behind. */
@@ -71,7 +71,7 @@ struct ideft_device_ops {
      * was stopped, o is incomplete. stop may be NULL. */
     deft_status_t (*attend)(ideft_device_t *device, const ideft_plan_t *plan, uint32_t layer,
                             const void *q, void *o, const ideft_stop_t *stop);
-    /* Could KV be moved now? After DEFT_OK, move() fails only with the device. */
+    /* DEFT_OK: KV can be moved now, and move() fails only with the device. */
     deft_status_t (*can_move)(ideft_device_t *device);
     /* Copy K and V of all layers from slots to slots, which are disjoint. */
     deft_status_t (*move)(ideft_device_t *device, const ideft_move_t *moves, uint32_t n);
@@ -86,7 +86,7 @@ struct ideft_stream_ops {
     void (*set_stream)(ideft_device_t *device, struct CUstream_st *stream);
     /* Room for plans of so many rows over nodes of so many runs; 0: none is promised. */
     deft_status_t (*reserve)(ideft_device_t *device, size_t rows, size_t nodes);
-    /* Was a pass captured that can be replayed? */
+    /* True if a pass was captured that can be replayed. */
     bool (*captured)(const ideft_device_t *device);
     void (*view)(const ideft_device_t *device, deft_cuda_view_t *view);
 };

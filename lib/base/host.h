@@ -43,7 +43,7 @@ deft_status_t ideft_fail(ideft_host_t *host, deft_status_t status, const char *f
     __attribute__((format(printf, 3, 4)));
 /* A line for the log alone. */
 void ideft_log(ideft_host_t *host, deft_log_level_t level, const char *text);
-/* Could a public struct have this size? One that ends inside a field could not. */
+/* True if a public struct could have this size: one that ends inside a field could not. */
 static inline bool ideft_is_struct_size(size_t size)
 {
     return size >= sizeof(size) && size <= 65536 && size % _Alignof(uint64_t) == 0;

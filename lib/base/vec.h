@@ -19,7 +19,7 @@
         size_t n, cap;    \
     }
 
-/* Is there, or can there be made, room for _n elements? The first .n are kept. */
+/* True if there is room for _n elements, or room could be made. The first .n are kept. */
 #define IDEFT_VEC_ROOM(_host, _vec, _n) \
     ((_n) <= (_vec)->cap ||             \
      ideft_vec_grow(_host, &(_vec)->memory, &(_vec)->cap, (_vec)->n, (_n), sizeof(*(_vec)->at)))

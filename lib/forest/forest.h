@@ -89,7 +89,7 @@ static inline deft_node_t ideft_handle(const ideft_forest_t *forest, uint32_t in
     return index == 0 ? DEFT_NODE_NONE : (deft_node_t)ideft_node(forest, index)->gen << 32 | index;
 }
 
-/* Has the handle a node, of any tree? */
+/* True if the handle has a node, of any tree. */
 static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t handle)
 {
     const uint32_t index = (uint32_t)handle;
@@ -100,10 +100,11 @@ static inline bool ideft_node_lives(const ideft_forest_t *forest, deft_node_t ha
     return node->tree != 0 && node->gen == (uint32_t)(handle >> 32);
 }
 
-/* Has the handle a node of this tree? A lookup is a cache miss and little else, so what counts is
- * how many the processor has under way. Hence few instructions, inline, and the node's index is the
- * lower half of the handle, never a result of these tests: the next lookup begins while this node
- * comes from memory. No test for 0: node 0 is of no tree, and its chunk is there. */
+/* True if the handle has a node of this tree. A lookup is a cache miss and little else, so what
+ * counts is how many the processor has under way. Hence few instructions, inline, and the node's
+ * index is the lower half of the handle, never a result of these tests: the next lookup begins
+ * while this node comes from memory. No test for 0: node 0 is of no tree, and its chunk is
+ * there. */
 static inline bool ideft_tree_has(const deft_tree_t *tree, deft_node_t handle)
 {
     const ideft_forest_t *forest = tree->forest;

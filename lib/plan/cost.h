@@ -31,7 +31,7 @@ typedef struct ideft_machine {
  * size. */
 enum { IDEFT_TILE_ROUNDS = 3, IDEFT_PART_ROUNDS = 2 };
 
-/* Tokens that every device takes at a time: cuts fall on multiples of it. */
+/* Cuts fall on multiples of so many tokens; a device may take several such tiles at a time. */
 #define IDEFT_TILE_TOKENS 64u
 
 /* The step that is planned. */
@@ -52,8 +52,8 @@ uint32_t ideft_cost_tile_rows(const ideft_machine_t *machine, const ideft_sizes_
 uint32_t ideft_cost_token(const ideft_machine_t *machine, const ideft_sizes_t *sizes,
                           uint32_t rows);
 
-/* Do so many tiles fill the machine well as they are? Depends on their number alone, so that plans
- * whose leaves grow keep their cut. */
+/* True if so many tiles fill the machine well as they are. Depends on their number alone, so that
+ * plans whose leaves grow keep their cut. */
 bool ideft_cost_fills(const ideft_machine_t *machine, const ideft_sizes_t *sizes, uint32_t tiles);
 
 /* Parts that the KV of a tile is cut into, when there are so many tiles. cost: of the tile; least:

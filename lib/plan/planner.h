@@ -115,7 +115,7 @@ static inline deft_status_t ideft_plan_nomem(const ideft_planner_t *planner)
 deft_status_t ideft_plan_order(ideft_planner_t *planner, const ideft_ask_t *ask);
 /* splits.c: segs, groups, partials and order from the visits. Sets cut_stays. */
 deft_status_t ideft_plan_cut(ideft_planner_t *planner);
-/* patch.c: can the last plan, with leaves one token longer, become this one? */
+/* patch.c: true if this plan may be made of the last one, whose leaves grew by a token. */
 bool ideft_plan_can_patch(const ideft_planner_t *planner, const ideft_ask_t *ask);
 /* Patch it. False: it cannot be, and is half patched: make it afresh. *cut_again_p:
  * ideft_plan_cut() has to follow. */

@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # The layers of lib/ and cuda/ (HACKING): no file includes a header of a higher layer, no files include
-# each other in a circle, and the size of a KV element is written in lib/format/ alone.
+# each other in a circle, no two files share a name or an include guard (who includes both would get
+# one), and the size of a KV element is written in lib/format/ alone.
 #
 # The order of layers: base < format, forest < plan < device.h < cpu, cuda < lib/*. A layer may include
 # itself and what is below it; those that share a place do not know each other.
@@ -77,6 +78,11 @@ awk '{
         for (i in from) print from[i] " includes " to[i]
     }' "$work/edges" | sort -u >"$work/wrong"
 test ! -s "$work/wrong" || { cat "$work/wrong"; echo "FAIL: files include each other in a circle"; failed=1; }
+
+# Names and guards.
+sed 's|.*/||' "$work/files" | sort | uniq -d >"$work/wrong"
+xargs grep -hE '^#ifndef [A-Z0-9_]+_H_?$' <"$work/files" /dev/null | sort | uniq -d >>"$work/wrong"
+test ! -s "$work/wrong" || { cat "$work/wrong"; echo "FAIL: of two files"; failed=1; }
 
 # The size of an element. What is caught, outside of comments: a choice between numbers of bytes by a
 # type (DEFT_F32 ? 4 : 2, case DEFT_F16: return 2), sizeof of a type of 16 bits, and a number that is
