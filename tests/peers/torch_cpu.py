@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: MIT
 """libdeft beside PyTorch's scaled_dot_product_attention on a CPU: time of a decode step's attention.
 
-    python3 tests/peers/torch_cpu.py DEFT_BENCH [THREADS]
+    python3 tests/peers/torch_cpu.py DEFT_BENCH [THREADS [ARGUMENT...]]
 
-Run by hand: it needs PyTorch and memory (60 GB for the largest tree). It runs `DEFT_BENCH attend
---auto --json` over that command's own trees, and then two forms of each in PyTorch, the best of which
-counts: a contiguous copy of its path for each leaf (gathering them is not timed), and one product over
-all KV of the tree with a mask. As there, a few copies of all KV take turns, so that it is cold; all
-query heads of a KV head are queries of one product, which is faster than enable_gqa.
+Run by hand: it needs PyTorch and memory (70 GB for the largest tree). It runs `DEFT_BENCH attend
+--auto --json ARGUMENT...`, over that command's own trees if no --tree is among them, and then two
+forms of each in PyTorch, the best of which counts: a contiguous copy of its path for each leaf
+(gathering them is not timed), and one product over all KV of the tree with a mask. As there, a few
+copies of all KV take turns, so that it is cold; all query heads of a KV head are queries of one
+product, which is faster than enable_gqa.
 """
 import json
 import math
@@ -20,6 +21,13 @@ import torch
 import torch.nn.functional as F
 
 MOST_BYTES = 60e9
+
+
+def values(shape, dtype):
+    """Random numbers that repeat: making so many new ones would take longer than what is timed."""
+    n = math.prod(shape)
+    some = torch.randn(min(n, 1 << 20), dtype=dtype)
+    return some.repeat((n + len(some) - 1) // len(some))[:n].view(shape)
 
 
 def median_ms(call, copies):
@@ -44,7 +52,7 @@ def path_each(spec, kv_heads, group, dim, dtype):
         return math.inf
     n = copies_of(size)
     shape = (nodes[-1], kv_heads, sum(tokens), dim)
-    k, v = ([torch.randn(shape, dtype=dtype) for _ in range(n)] for _ in range(2))
+    k, v = ([values(shape, dtype) for _ in range(n)] for _ in range(2))
     q = torch.randn((nodes[-1], kv_heads, group, dim), dtype=dtype)
     return median_ms(lambda i: F.scaled_dot_product_attention(q, k[i], v[i]), n)
 
@@ -60,7 +68,7 @@ def tree_mask(spec, kv_heads, group, dim, dtype):
         begin += nodes[level] * tokens[level]
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -math.inf).repeat_interleave(group, 0)
     n = copies_of(kv_heads * total * dim * 2 * dtype.itemsize)
-    k, v = ([torch.randn((1, kv_heads, total, dim), dtype=dtype) for _ in range(n)] for _ in range(2))
+    k, v = ([values((1, kv_heads, total, dim), dtype) for _ in range(n)] for _ in range(2))
     q = torch.randn((1, kv_heads, leaves * group, dim), dtype=dtype)
     return median_ms(lambda i: F.scaled_dot_product_attention(q, k[i], v[i], attn_mask=mask), n)
 
@@ -68,8 +76,8 @@ def tree_mask(spec, kv_heads, group, dim, dtype):
 def main():
     threads = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     torch.set_num_threads(threads)
-    out = subprocess.run([sys.argv[1], "attend", "--auto", "--json", "--threads", str(threads)], check=True,
-                         stdout=subprocess.PIPE, text=True).stdout
+    out = subprocess.run([sys.argv[1], "attend", "--auto", "--json", "--threads", str(threads), *sys.argv[3:]],
+                         check=True, stdout=subprocess.PIPE, text=True).stdout
     print("%-22s %6s %4s %-5s %9s %9s %11s %10s %7s" % ("tree", "heads", "dim", "kv", "limit ms", "libdeft",
                                                       "path each", "tree mask", "ahead"))
     ratios = []
