@@ -72,13 +72,18 @@ typedef enum deft_log_level_t {
     DEFT_LOG_DEBUG = 4    /**< results that a program handles: a full pool, a stale handle, ... */
 } deft_log_level_t;
 
-/** Takes one line of text without a newline. Called only from the thread that called the
- *  library. */
+/** Takes one line of text without a newline, which is valid during the call. Called only from the
+ *  thread that called the library, in the midst of that call: it must return, and must not call the
+ *  library with the same context, but for deft_step_cancel(). */
 typedef void (*deft_log_fn)(void *arg, deft_log_level_t level, const char *text);
 
-/** Host memory for everything but the stack. Where alloc or free is NULL, mimalloc serves.
- *  alloc returns memory aligned to @p align (a power of two) or NULL; free takes what alloc gave
- *  and the same size. Both may be called from any thread that calls the library. */
+/** All host memory that the library itself allocates. Not from here: the stacks of threads, what
+ *  the C library takes to read files in /proc and /sys, and what the CUDA runtime takes. Where
+ *  alloc or free is NULL, mimalloc serves both (malloc in a build without mimalloc).
+ *  alloc returns memory aligned to @p align or NULL; free takes what alloc gave and the same size.
+ *  align is a power of two, at most 4096, or 2 MiB for the KV arena with DEFT_CTX_HUGE_PAGES. Both
+ *  may be called from any thread that calls the library, and must not call it with the same
+ *  context. */
 typedef struct deft_allocator_t {
     void *(*alloc)(void *arg, size_t size, size_t align, const char *name);
     void (*free)(void *arg, void *ptr, size_t size);
@@ -109,15 +114,27 @@ typedef struct deft_node_hooks_t {
     void *arg;
 } deft_node_hooks_t;
 
-/** One piece of a parallel loop. It may run on any thread, at the same time as others, and waits
- *  for none of them. */
+/** One piece of a parallel loop, number @p i. It may run on any thread, at the same time as others,
+ *  and waits for none of them. */
 typedef void (*deft_task_fn)(void *arg, uint32_t i);
 
-/** Runs a parallel loop: call task(arg, i) once for each i below @p n, in any order, on any
- *  threads, and return when all calls have returned. n is at most deft_config_t.n_threads: a task
- *  takes work until there is none left, so that it is right, if slow, to call them one after the
- *  other. What was written before the call is visible to the tasks, and what they wrote to the
- *  caller. */
+/** Runs a parallel loop: calls task(arg, i) exactly once for each i below @p n, in any order, on
+ *  any threads, at the same time or one after the other, and returns when all calls have returned.
+ *  Task i works in memory of its own, so no i may be left out or come twice. What was written
+ *  before the call has to be visible to the tasks, and what they wrote to the caller.
+ *
+ *  deft_step_write() calls it at most once and deft_step_attend() at most twice, from the thread
+ *  that called the library, with n from 1 to deft_config_t.n_threads; the one task of a small loop
+ *  is best called in place. Contexts in different threads may call it at the same time.
+ *
+ *  It cannot fail. No exception and no longjmp() may leave it. It must not call the library with
+ *  the same context, but for deft_step_cancel(). That it still works in a child of fork() is the
+ *  caller's affair.
+ *
+ *  A task of the library needs up to 64 KiB of stack. The threads that run tasks, and the one that
+ *  calls the library, must have the floating-point environment that a C program starts with: they
+ *  round to nearest and keep subnormal numbers (neither flush-to-zero nor denormals-are-zero). Else
+ *  the bits of a result may depend on which thread computed what. */
 typedef void (*deft_run_fn)(void *run_arg, uint32_t n, deft_task_fn task, void *arg);
 
 /** Flag of deft_config_t: ask the system for huge pages for the KV arena (CPU). A sweep over KV is
@@ -131,29 +148,38 @@ typedef struct deft_config_t {
     uint64_t flags;          /**< DEFT_CTX_HUGE_PAGES or 0 */
     deft_device_t device;    /**< default: AUTO */
     uint32_t n_layers;       /**< required, 1 to 65535 */
-    uint32_t n_q_heads;      /**< required, a multiple of n_kv_heads */
+    uint32_t n_q_heads;      /**< required, 1 to 65535: a multiple of n_kv_heads, and at most 64
+                                  times as many */
     uint32_t n_kv_heads;     /**< required */
     uint32_t head_dim;       /**< required: 64, 80, 96, 128 or 256 */
     deft_dtype_t kv_type;    /**< type of K and V in the pool; default F16 */
     deft_dtype_t act_type;   /**< type of q, k, v and o; default F32. CUDA: kv_type, which is the
                                   default there */
-    size_t pool_tokens;      /**< required: slots of the pool, one holds a token's KV of all layers;
-                                  CUDA: or DEFT_POOL_FREE */
+    size_t pool_tokens;      /**< required, 1 to 2^30: slots of the pool, one holds a token's KV of
+                                  all layers; DEFT_DEVICE_CUDA: or DEFT_POOL_FREE */
     uint32_t n_threads;      /**< CPU: into how many tasks a loop is cut at most, and threads where
-                                  `run` is NULL; 1: the caller alone; default: the processors that
-                                  the process may use (affinity mask, cgroup quota) */
-    deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST */
+                                  `run` is NULL; 1: the caller alone; at most 1024; default: the
+                                  processors that the process may use (affinity mask, cgroup
+                                  quota), also where `run` is a job system of another size. Each
+                                  of them has some 0.4 MiB of scratch memory, 0.6 with AMX. With
+                                  split AUTO a step of few rows has some 16 to 64 units of work,
+                                  whatever n_threads is, since results must not depend on it:
+                                  further threads have nothing to do */
+    deft_isa_t isa;          /**< CPU: the best instruction set to use; default: BEST. The process
+                                  asks Linux for the tile registers of AMX only when a context
+                                  takes AMX_BF16 */
     deft_split_t split;      /**< default: AUTO */
     uint32_t chunk_tokens;   /**< NODE_CHUNK, FLATTEN: tokens a chunk; default 512 */
     float scale;             /**< factor on q.k; default 1/sqrt(head_dim) */
     float softcap;           /**< c > 0: scores become c*tanh(score/c); default none */
-    uint32_t window;         /**< w > 0: a row sees the last w tokens of its path, itself too */
+    uint32_t window;         /**< w > 0: a row sees the last w tokens of its path, itself too;
+                                  from 2^30 on as 0: all of it */
     const uint32_t *windows; /**< [n_layers], in place of `window`, 0: none; copied */
     const float *sinks;      /**< [n_q_heads], a logit a head that joins the softmax; copied */
     deft_log_fn log;         /**< default: silent */
     void *log_arg;
     deft_log_level_t log_level; /**< the last level that `log` gets; default: WARN */
-    deft_allocator_t allocator; /**< default: mimalloc */
+    deft_allocator_t allocator; /**< default: mimalloc, or malloc in a build without it */
     deft_node_hooks_t hooks;    /**< default: none, user pointers are the caller's own */
     int32_t device_index;       /**< CUDA: ordinal of the device */
     size_t pool_spare; /**< CUDA, DEFT_POOL_FREE: bytes of free memory to leave to others */
@@ -201,11 +227,13 @@ typedef struct deft_info_t {
  *  @param[in]  config  copied, with the arrays it points to.
  *  @param[out] ctx_p   the context, owned by the caller (deft_ctx_destroy()); set only on success.
  *  @return DEFT_OK; DEFT_ERR_INVAL (missing or absurd value, unknown flag, non-zero unknown tail);
- *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA); DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on CUDA the
- *  text says how many tokens would fit); DEFT_ERR_DEVICE. On error the log callback gets the reason
- *  and nothing stays behind.
+ *  DEFT_ERR_UNSUPPORTED (head dim, type or ISA, more than 64 query heads a KV head);
+ *  DEFT_ERR_NODEVICE; DEFT_ERR_NOMEM (on the CPU also where the system starts no more threads; on
+ *  CUDA the text says how many tokens would fit); DEFT_ERR_DEVICE. On error the log callback gets
+ *  the reason and nothing stays behind.
  *  Threads: any. Contexts are independent; one context serves one thread at a time.
- *  Cost: O(pool), the arena is touched lazily. */
+ *  Cost: O(pool), the arena is touched lazily. CPU: the calling thread fills the scratch memory of
+ *  all threads with zeros. */
 DEFT_API deft_status_t deft_ctx_create(const deft_config_t *config, deft_ctx_t **ctx_p);
 
 /** Free a context, its trees and its open step. NULL is accepted. Cost: O(nodes). */

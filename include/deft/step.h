@@ -83,21 +83,30 @@ DEFT_API const int32_t *deft_step_positions(deft_step_t step);
 DEFT_API const int32_t *deft_step_ids(deft_step_t step);
 DEFT_API const deft_node_t *deft_step_nodes(deft_step_t step);
 
-/** Store K and V of the step's rows.
+/** Store K and V of the step's rows. A layer may be written again: the new K and V take the place
+ *  of the old.
  *  @param[in] layer  0 to n_layers-1; layers may come in any order.
  *  @param[in] k, v   [n_tokens][n_kv_heads][head_dim] of act_type, rotary embedding applied to k.
  *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STALE (the step has ended); DEFT_ERR_CANCELLED;
- *  DEFT_ERR_DEVICE. Cost: bytes of k and v. */
+ *  DEFT_ERR_DEVICE. Cost: bytes of k and v.
+ *  In KV of f16, which is the default, a value of 65520 or more in size becomes infinite. */
 DEFT_API deft_status_t deft_step_write(deft_step_t step, uint32_t layer, const void *k,
                                        const void *v);
 
-/** Attention of every row over its path.
+/** Attention of every row over its path. A layer may be attended to again: the same q and KV give
+ *  the same bits.
  *  @param[in]  q  [n_tokens][n_q_heads][head_dim] of act_type; query heads of one KV head adjoin.
  *  @param[out] o  the same shape; must not overlap q.
  *  @return DEFT_OK; DEFT_ERR_INVAL; DEFT_ERR_STATE (the layer was not written in this step);
  *  DEFT_ERR_STALE (the step has ended); DEFT_ERR_CANCELLED (o is incomplete);
  *  DEFT_ERR_DEVICE. Cost: unique KV bytes of the plan, or 4 * head_dim operations a query head and
- *  token seen, whichever takes longer. */
+ *  token seen, whichever takes longer. Tokens out of a window count as seen, but for two cases.
+ *  Where every layer has a window, the plan leaves out pieces of nodes that the largest one hides
+ *  from all rows. On the CPU a layer leaves out tiles, which are 64 or 128 tokens in adjoining
+ *  slots, that its own window hides from all rows of a pass.
+ *  CPU, act_type f16 or bf16: the calling thread converts q and o, and k and v in
+ *  deft_step_write(); deft_step_begin() allocates 2 * n_tokens * n_q_heads * head_dim floats for
+ *  it. */
 DEFT_API deft_status_t deft_step_attend(deft_step_t step, uint32_t layer, const void *q, void *o);
 
 /** Close the step: its tokens count as computed.
@@ -111,8 +120,10 @@ DEFT_API deft_status_t deft_step_end(deft_step_t step);
 DEFT_API void deft_step_abandon(deft_step_t step);
 
 /** Stop the step, from any thread: an attend that is running on the CPU returns
- *  DEFT_ERR_CANCELLED within a group's time, and every later write, attend and end returns it at
- *  once. On CUDA, what is in the stream runs out. The step stays open: the thread that has the
+ *  DEFT_ERR_CANCELLED soon, and every later write, attend and end returns it at once. The attend
+ *  stops between passes of up to 128 matrix rows (rows times query heads of a KV head) over the KV
+ *  of a group, and every few rows where partials are joined. A write that is running ends first.
+ *  On CUDA, what is in the stream runs out. The step stays open: the thread that has the
  *  context abandons it. A step that is not open any more is accepted: nothing happens. The context
  *  must exist.
  *  Threads: any. Cost: O(1). */

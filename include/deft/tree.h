@@ -127,8 +127,9 @@ DEFT_API deft_status_t deft_tree_footprint(const deft_tree_t *tree, deft_node_t 
  *  handles of the others go stale. @p node itself stays as it is, and a node with evicted tokens is
  *  not joined to one above it that still has slots.
  *
- *  Results do not change, but for rounding on CUDA. The KV moves in the context's stream, after the
- *  steps that were ended before.
+ *  Results do not change, but for rounding: on CUDA, and with DEFT_COMPACT_CHAINS, since the
+ *  planner then cuts in other places. The KV moves in the context's stream, after the steps that
+ *  were ended before.
  *  @param[in]  budget   tokens to move at most, so that a call takes a bounded time; 0: any number.
  *                       Runs are moved as a whole: the last ones may add up to 200 tokens.
  *  @param[out] moved_p  tokens moved; 0: no two runs came together, and the same call would not
