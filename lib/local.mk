@@ -4,7 +4,6 @@
 lib_LTLIBRARIES += libdeft.la
 
 deft_cppflags = $(public_cppflags) -DDEFT_BUILDING -I$(top_builddir) -I$(top_srcdir)/lib
-deft_isa_cflags = $(DEFT_CFLAGS) -O3
 
 # The layers, from the lowest: tests build some of them alone.
 deft_base = lib/base/alloc.c lib/base/error.c lib/base/host.h lib/base/processors.c lib/base/processors.h \
@@ -38,14 +37,14 @@ deft_tile = lib/cpu/ahead.h lib/cpu/micro_amx.h lib/cpu/micro_bf16.h lib/cpu/mic
 noinst_LTLIBRARIES += libdeft_vector.la
 libdeft_vector_la_SOURCES = lib/cpu/isa_vector.c $(deft_tile)
 libdeft_vector_la_CPPFLAGS = $(deft_cppflags)
-libdeft_vector_la_CFLAGS = $(deft_isa_cflags)
+libdeft_vector_la_CFLAGS = $(DEFT_CFLAGS)
 libdeft_la_LIBADD += libdeft_vector.la
 libdeft_la_DEPENDENCIES += libdeft_vector.la
 if HAVE_AVX2
 noinst_LTLIBRARIES += libdeft_avx2.la
 libdeft_avx2_la_SOURCES = lib/cpu/isa_avx2.c $(deft_tile)
 libdeft_avx2_la_CPPFLAGS = $(deft_cppflags)
-libdeft_avx2_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX2_CFLAGS)
+libdeft_avx2_la_CFLAGS = $(DEFT_CFLAGS) $(DEFT_AVX2_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx2.la
 libdeft_la_DEPENDENCIES += libdeft_avx2.la
 endif
@@ -53,7 +52,7 @@ if HAVE_AVX512
 noinst_LTLIBRARIES += libdeft_avx512.la
 libdeft_avx512_la_SOURCES = lib/cpu/isa_avx512.c $(deft_tile)
 libdeft_avx512_la_CPPFLAGS = $(deft_cppflags)
-libdeft_avx512_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_CFLAGS)
+libdeft_avx512_la_CFLAGS = $(DEFT_CFLAGS) $(DEFT_AVX512_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512.la
 libdeft_la_DEPENDENCIES += libdeft_avx512.la
 endif
@@ -61,7 +60,7 @@ if HAVE_AVX512_BF16
 noinst_LTLIBRARIES += libdeft_avx512_bf16.la
 libdeft_avx512_bf16_la_SOURCES = lib/cpu/isa_avx512_bf16.c $(deft_tile)
 libdeft_avx512_bf16_la_CPPFLAGS = $(deft_cppflags)
-libdeft_avx512_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AVX512_BF16_CFLAGS)
+libdeft_avx512_bf16_la_CFLAGS = $(DEFT_CFLAGS) $(DEFT_AVX512_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_avx512_bf16.la
 libdeft_la_DEPENDENCIES += libdeft_avx512_bf16.la
 endif
@@ -69,7 +68,7 @@ if HAVE_AMX_BF16
 noinst_LTLIBRARIES += libdeft_amx_bf16.la
 libdeft_amx_bf16_la_SOURCES = lib/cpu/isa_amx_bf16.c $(deft_tile)
 libdeft_amx_bf16_la_CPPFLAGS = $(deft_cppflags)
-libdeft_amx_bf16_la_CFLAGS = $(deft_isa_cflags) $(DEFT_AMX_BF16_CFLAGS)
+libdeft_amx_bf16_la_CFLAGS = $(DEFT_CFLAGS) $(DEFT_AMX_BF16_CFLAGS)
 libdeft_la_LIBADD += libdeft_amx_bf16.la
 libdeft_la_DEPENDENCIES += libdeft_amx_bf16.la
 endif
