@@ -250,11 +250,15 @@ typedef struct reader {
     uint64_t sum[64];
 } reader_t;
 
+#define READ_AHEAD 2048 /* bytes: the processor's own prefetcher stops where a page of 4 KiB ends */
+
 #if defined(__x86_64__)
 __attribute__((target("avx2"))) static uint64_t read_bytes(const unsigned char *p, size_t n)
 {
     __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
     for (size_t i = 0; i + 128 <= n; i += 128) {
+        __builtin_prefetch(p + i + READ_AHEAD, 0, 2);
+        __builtin_prefetch(p + i + READ_AHEAD + 64, 0, 2);
         a = _mm256_xor_si256(a, _mm256_load_si256((const __m256i *)(p + i)));
         b = _mm256_xor_si256(b, _mm256_load_si256((const __m256i *)(p + i + 32)));
         c = _mm256_xor_si256(c, _mm256_load_si256((const __m256i *)(p + i + 64)));
@@ -267,8 +271,11 @@ __attribute__((target("avx2"))) static uint64_t read_bytes(const unsigned char *
 static uint64_t read_bytes(const unsigned char *p, size_t n)
 {
     uint64_t x = 0;
-    for (size_t i = 0; i < n; i += 8)
+    for (size_t i = 0; i < n; i += 8) {
+        if (i % 64 == 0)
+            __builtin_prefetch(p + i + READ_AHEAD, 0, 2);
         x ^= *(const uint64_t *)(p + i);
+    }
     return x;
 }
 #endif
@@ -280,35 +287,35 @@ static void read_part(void *arg, int thread)
     r->sum[thread & 63] += read_bytes(r->at + (size_t)thread * part, part);
 }
 
-double bench_read_gbs(size_t bytes, int threads)
+double bench_read_gbs(const void *memory, size_t size, size_t bytes, int threads)
 {
     enum { SWEEPS = 9 };
-    static unsigned char *buffer;
-    static size_t size;
-    const size_t want = bytes * 4 < (size_t)1 << 30 ? (size_t)1 << 30 : bytes * 4;
-    if (size < want) {
-        if (buffer != NULL)
-            munmap(buffer, size);
-        size = (want + (2u << 20) - 1) & ~(size_t)((2u << 20) - 1);
-        buffer = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (buffer == MAP_FAILED)
-            bench_die("no memory for %zu bytes", size);
-#ifdef MADV_HUGEPAGE
-        madvise(buffer, size, MADV_HUGEPAGE);
-#endif
-        memset(buffer, 1, size);
-    }
     double t[SWEEPS];
     size_t at = 0;
     bytes = (bytes + 4095) & ~(size_t)4095;
+    if (bytes > size)
+        bench_die("%zu bytes to be read of %zu", bytes, size);
     for (int i = 0; i < SWEEPS; i++) {
         if (at + bytes > size)
             at = 0;
-        reader_t r = { .at = buffer + at, .bytes = bytes, .threads = threads };
+        reader_t r = { (const unsigned char *)memory + at, bytes, threads, { 0 } };
         t[i] = bench_parallel(threads, read_part, &r);
         at += bytes;
     }
     return (double)bytes / bench_median(t, SWEEPS) * 1e-9;
+}
+
+void *bench_pages(size_t size)
+{
+    const size_t page = (size_t)2 << 20;
+    void *memory = aligned_alloc(page, (size + page - 1) & ~(page - 1));
+    if (memory == NULL)
+        bench_die("no memory for %zu bytes", size);
+#ifdef MADV_HUGEPAGE
+    madvise(memory, size, MADV_HUGEPAGE);
+#endif
+    memset(memory, 1, size);
+    return memory;
 }
 
 static volatile float sink;

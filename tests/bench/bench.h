@@ -60,9 +60,12 @@ void bench_softmax_v(const double *score, const float *v, size_t n, uint32_t D, 
  * hundred rows at a time, without attention. */
 void bench_fill(deft_ctx_t *ctx, deft_tree_t *tree, uint32_t layers, size_t kv_floats);
 
-/* Time to read `bytes` once, cold, with `threads` threads: median of a few sweeps through a buffer
- * larger than the caches. Gigabytes a second. */
-double bench_read_gbs(size_t bytes, int threads);
+/* Rate of reading `bytes` once, cold, with `threads` threads: median of a few sweeps through `size`
+ * bytes of memory, more than the caches have room for. Gigabytes a second. */
+double bench_read_gbs(const void *memory, size_t size, size_t bytes, int threads);
+
+/* Memory for it, in huge pages, touched. */
+void *bench_pages(size_t size);
 
 /* "f32", "f16" or "bf16"; dies of anything else. */
 deft_dtype_t bench_type(const char *name);

@@ -49,8 +49,11 @@ static cell_t measure(engine_t *e, deft_tree_t *tree, size_t n, float *logits, d
 
 static void run(engine_t *e, int threads, int json)
 {
-    double gbs = bench_read_gbs((size_t)256 << 20, threads), last = 0;
+    enum { READ = 256 << 20 };
+    void *pages = bench_pages((size_t)4 * READ);
+    double gbs = bench_read_gbs(pages, (size_t)4 * READ, READ, threads), last = 0;
     double peak = bench_peak_gflops(threads, 0, DEFT_ISA_BEST), prefill = 0;
+    free(pages);
     float *logits = bench_alloc(MAX_LEAVES * sizeof(float) * engine_vocab(e));
     int32_t ids[4000];
 
