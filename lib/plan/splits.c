@@ -214,26 +214,41 @@ static uint32_t path_of(const ideft_planner_t *planner, uint32_t visit, uint32_t
     return depth;
 }
 
-/* Cost of a group that takes tokens of the visit, in a tile that is cut in parts. Where units go to
- * whoever is free, the last ones should be small, and nodes that few rows of the tile see can be
- * cut finer for nothing: a cut between two leaves adds no partial. */
-static uint64_t target_of(const cutter_t *c, const ideft_visit_t *v, uint64_t part)
+/* True if at most half of the tile's rows see the visit. */
+static bool few_see(const cutter_t *c, const ideft_visit_t *v)
 {
     const uint32_t rows = ideft_min(v->row_end, c->row_end) - ideft_max(v->row_begin, c->row_begin);
-    const uint64_t least = c->machine->min_cost / 2;
-    if (ideft_in_rounds(c->machine) || 2 * rows > c->row_end - c->row_begin)
-        return part;
-    return part / 4 > least ? part / 4 : least;
+    return 2 * rows <= c->row_end - c->row_begin;
 }
 
-/* Put the listed visits into groups of about one of `parts` of their cost each. */
+static uint64_t cost_of(const cutter_t *c, const uint32_t *list, uint32_t n, bool few_alone)
+{
+    uint64_t cost = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const ideft_visit_t *v = &c->planner->visit.at[list[i]];
+        if (!few_alone || few_see(c, v))
+            cost += token_cost(c, v) * seen_tokens(c, v);
+    }
+    return cost;
+}
+
+/* Put the listed visits, of so much cost in all, into groups of about a part each.
+ *
+ * Where units go to whoever is free, the last ones should be small. Visits that few of the rows
+ * see can be cut finer for nothing, since a cut between two leaves adds no partial. Where there are
+ * enough of them to end with, the others are cut less often. */
 static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t cost_all,
                       uint32_t parts)
 {
-    const uint64_t part = (cost_all + parts - 1) / parts;
+    const uint64_t even = (cost_all + parts - 1) / parts, least = c->machine->min_cost / 2;
+    uint64_t part = even, fine = even;
+    if (parts > 1 && !ideft_in_rounds(c->machine)) {
+        fine = even / 4 > least ? even / 4 : least;
+        part += cost_of(c, list, n, true) >= fine ? even / 4 : 0;
+    }
     for (uint32_t i = 0; i < n && !c->failed; i++) {
         const ideft_visit_t *v = &c->planner->visit.at[list[i]];
-        const uint64_t cost = token_cost(c, v), target = parts > 1 ? target_of(c, v, part) : part;
+        const uint64_t cost = token_cost(c, v), target = few_see(c, v) ? fine : part;
         const uint32_t n_seen = seen_tokens(c, v);
         for (uint32_t from = 0, to; from < n_seen; from = to) {
             const uint64_t fit = c->cost < target ? (target - c->cost + cost - 1) / cost : 1;
@@ -247,16 +262,6 @@ static void emit_even(cutter_t *c, const uint32_t *list, uint32_t n, uint64_t co
         }
     }
     close_group(c);
-}
-
-static uint64_t cost_of(const cutter_t *c, const uint32_t *list, uint32_t n)
-{
-    uint64_t cost = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const ideft_visit_t *v = &c->planner->visit.at[list[i]];
-        cost += token_cost(c, v) * seen_tokens(c, v);
-    }
-    return cost;
 }
 
 /* SEQUENCE: every node with rows by itself, its path read for it alone, cut evenly where there are
@@ -276,7 +281,7 @@ static void cut_sequence(cutter_t *c, uint32_t *list)
             c->row_begin = r;
             c->row_end = ideft_min(end, r + step);
             const uint32_t n = path_of(planner, i, list);
-            const uint64_t cost = cost_of(c, list, n);
+            const uint64_t cost = cost_of(c, list, n, false);
             const uint32_t parts = ideft_cost_parts(c->machine, &c->sizes, cost, tiles, c->least);
             emit_even(c, list, n, cost, parts);
         }
@@ -389,7 +394,7 @@ static void cut_auto(cutter_t *c, uint32_t *list)
         } else {
             for (uint32_t i = next; i < end; i++)
                 list[n++] = i;
-            const uint64_t cost = cost_of(c, list, n);
+            const uint64_t cost = cost_of(c, list, n, false);
             const uint32_t parts = ideft_cost_parts(c->machine, &c->sizes, cost, tiles, c->least);
             emit_even(c, list, n, cost, parts);
         }
