@@ -393,7 +393,7 @@ static void add_group(const work_t *w, const ideft_group_t *group)
     const uint32_t loops = panels * iterations(w, TILE, rows / panels + 1);
     const float pace = (float)(2 * bytes * TILE) / (float)loops; /* bytes an iteration */
     /* where arithmetic is the bound, and all that is counted is seen */
-    const bool turns = BY_TURNS && pace <= LINE && walk.window == 0;
+    const bool turns = BY_TURNS && pace < LINE && walk.window == 0;
     const ahead_t none = { (const char *)w->sc->o, 0 };
     stretch_t next;
     walk_start(&walk, turns ? (uint32_t)ceilf(mean_rows) : 0);
