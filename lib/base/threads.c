@@ -245,22 +245,21 @@ static void close_loop(deft_threads_t *pool)
 void deft_threads_run(void *threads, uint32_t n, deft_task_fn task, void *arg)
 {
     deft_threads_t *pool = threads;
+    const bool alone = n < 2 || pool->n < 2;
+    const uint32_t here = this_process();
     int cancel;
-    if (n > 1 && pool->n > 1) {
-        const uint32_t here = this_process();
-        if (atomic_load(&pool->home) != here)
-            restart(pool, here);
-    }
-    if (n < 2 || pool->n < 2 || atomic_exchange(&pool->busy, true)) {
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* workers use the caller's stack */
+    if (!alone && atomic_load(&pool->home) != here)
+        restart(pool, here);
+    if (alone || atomic_exchange(&pool->busy, true)) {
         for (uint32_t i = 0; i < n; i++)
             task(arg, i);
-        return;
+    } else {
+        open_loop(pool, n, task, arg);
+        take_tasks(pool);
+        close_loop(pool);
+        atomic_store(&pool->busy, false);
     }
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* workers use the caller's stack */
-    open_loop(pool, n, task, arg);
-    take_tasks(pool);
-    close_loop(pool);
-    atomic_store(&pool->busy, false);
     pthread_setcancelstate(cancel, &cancel);
 }
 
@@ -298,8 +297,8 @@ void deft_threads_destroy(deft_threads_t *pool)
 {
     if (pool == NULL)
         return;
-    if (atomic_load(&pool->home) ==
-        this_process()) { /* in a child that has run no loop there is nothing to end */
+    /* a child of fork() that has run no loop has no workers */
+    if (atomic_load(&pool->home) == this_process()) {
         pthread_mutex_lock(&pool->mutex);
         atomic_store(&pool->stop, true);
         atomic_fetch_add(&pool->epoch, 1);
