@@ -155,7 +155,7 @@ err_destroy:
     return status;
 }
 
-/* Tasks for so much work in so many pieces: none of them has less than `least`, or no piece. */
+/* Tasks for so much work that comes in pieces: each has `least` of it and a piece at least. */
 static uint32_t tasks_for(const cpu_device_t *cpu, uint64_t work, uint64_t least, uint64_t pieces)
 {
     uint64_t n = work / least;
@@ -176,7 +176,7 @@ static void set_tasks(cpu_device_t *cpu, const ideft_plan_t *plan)
     cpu->unit_tasks =
         tasks_for(cpu, cost * g->Hkv * g->D / 60, TASK_CLOCKS, (uint64_t)plan->n_groups * g->Hkv);
     cpu->row_tasks = tasks_for(cpu, (uint64_t)plan->n_parts * g->H * g->D, TASK_FLOATS,
-                               (uint64_t)plan->n_rows * g->H / JOIN_HEADS);
+                               ((uint64_t)plan->n_rows * g->H + JOIN_HEADS - 1) / JOIN_HEADS);
 }
 
 static deft_status_t cpu_prepare(ideft_device_t *device, const ideft_plan_t *plan)

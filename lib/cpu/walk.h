@@ -47,14 +47,15 @@ INLINE uint32_t walk_tokens(const walk_t *w, const ideft_seg_t *seg)
     return pos < seg->pos ? 0 : ideft_min(seg->n, pos + 1 - seg->pos);
 }
 
-/* Tokens at the begin of the run that no row of the pass has in its window: whole tiles of them, so
+/* Tokens at the start of the run that no row of the pass has in its window: whole tiles of them, so
  * that the others lie in the columns where they would lie with those, and add up to the same
  * bits. */
 static uint32_t walk_hidden(const walk_t *w, const ideft_seg_t *seg)
 {
-    const uint32_t end = ideft_min(seg->row_end, w->row_end), n = walk_tokens(w, seg);
+    const uint32_t end = ideft_min(seg->row_end, w->row_end);
+    const uint32_t n = w->window == 0 ? 0 : walk_tokens(w, seg);
     uint32_t least = UINT32_MAX;
-    if (w->window == 0 || n < TILE)
+    if (n < TILE)
         return 0;
     for (uint32_t r = ideft_max(seg->row_begin, w->row_begin); r < end; r++)
         least = ideft_min(least, w->row[r].pos);
